@@ -1,0 +1,126 @@
+"""What a method file declares: its name, its parameters, its identity rules, and where its kernel is.
+
+Adding a method is adding one file to this folder with a `METHOD` in it. The file is imported to plan, so it imports
+neither numpy nor numba at the top; `Method.operation` names the module's own class, made when tiles are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from modelbuild.plan.node import Node, Params
+
+Scalar: TypeAlias = "float | int | bool | str"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a method: whether it belongs to the merge or to each input, its type, default and range.
+
+    `default` None means required. `low` and `high` are inclusive.
+    """
+
+    name: str
+    scope: Literal["merge", "input"]
+    type: Literal["number", "integer", "boolean", "string"]
+    default: Scalar | None
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    nullable: bool = False
+    """An optional parameter without a default value: absent means the method does without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """The output tensor is this input as it is (`index` into the inputs; -1 the base): nothing is computed."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """The output tensor is computed by the method's operation from `inputs`, of which weight-0 ones are left out."""
+
+    params: Params
+    inputs: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The parameters make no sense for this tensor; `reason` completes the sentence "tensor `x`: …"."""
+
+    reason: str
+
+
+Step: TypeAlias = "Take | Compute | Refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a method is asked for one output tensor: nodes, all of one shape and floating, and resolved parameters."""
+
+    base: Node | None
+    inputs: tuple[Node, ...]
+    shared: Mapping[str, Scalar | None]
+    per_input: Sequence[Mapping[str, Scalar | None]]
+
+
+class Kernel(Protocol):
+    """Computes elements [start, stop) of the flat output, in C order, from the same stretch of the streamed inputs.
+
+    Arrays are the raw elements: uint16 for BF16 and F16, float32 for F32. `scratch` is float32, at least
+    `Operation.scratch` times the stretch, the thread's own. Called from many threads at once.
+    """
+
+    def __call__(
+        self, start: int, stop: int, inputs: Sequence[NDArray[Any]], out: NDArray[Any], scratch: NDArray[Any]
+    ) -> None:
+        """Fills `out` with elements [start, stop)."""
+
+
+class Operation(Protocol):
+    """How the engine computes a node. Stateless; `prepare` is called once for each output tensor."""
+
+    scratch: int
+    """float32 values of scratch for each element of a tile."""
+
+    def whole(self, node: Node) -> tuple[int, ...]:
+        """Which inputs are needed whole in memory (factors of an adapter); the others are streamed."""
+
+    def memory(self, node: Node) -> int:
+        """Bytes held while the tensor is computed, besides tiles: the whole inputs and what is made of them."""
+
+    def prepare(self, node: Node, whole: Sequence[NDArray[Any]]) -> Kernel:
+        """The kernel for one tensor, given its whole inputs as raw arrays in their shapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A merge method, as its file declares it.
+
+    `inputs` is the least and greatest number of entries of `models` (or of `adapters`), None for no limit.
+    `base`: "required", "optional" (used where given) or "none" (a base is the donor of config and tokenizer only).
+    `step` decides one tensor; None for a method that is known but not built yet.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    version: int
+    base: Literal["required", "optional", "none"]
+    inputs: tuple[int, int | None]
+    parameters: tuple[Parameter, ...]
+    takes: Literal["models", "adapters"] = "models"
+    step: Callable[[Request], Step] | None = None
+    operation: Callable[[], Operation] | None = None
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The declaration of the parameter `name`, if the method has it."""
+        return next((p for p in self.parameters if p.name == name), None)

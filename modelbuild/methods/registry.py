@@ -1,0 +1,29 @@
+"""Every merge method by name: one file each in this folder, found by its file name, and those that are announced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from types import MappingProxyType
+
+import modelbuild.methods
+from modelbuild.methods.announced import ANNOUNCED
+from modelbuild.methods.base import Method
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """All methods by name, in the order of their names; a method's own file wins over its announcement."""
+    found = {method.name: method for method in ANNOUNCED}
+    for module in iter_modules(modelbuild.methods.__path__):
+        declared = getattr(import_module(f"modelbuild.methods.{module.name}"), "METHOD", None)
+        if isinstance(declared, Method):
+            found[declared.name] = declared
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def method(name: str) -> Method | None:
+    """The method called `name`, or None if there is none."""
+    return methods().get(name)
