@@ -1,0 +1,72 @@
+"""What source files contain, as immutable nouns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Stamp(NamedTuple):
+    """What tells that a file is still the one that was looked at."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of a source: `name` within the source (`/` between folders), where it lies, what it is."""
+
+    name: str
+    path: str
+    size: int
+    sha256: str
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A tensor at rest: safetensors dtype name (`BF16`), shape, its bytes at `offset` of `file`, counted from 0."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: SourceFile
+    offset: int
+    nbytes: int
+    sha256: str | None = None
+    """Digest of the tensor's own bytes; known for adapters only."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceModel:
+    """A base: its tensors by name in the order of the files, its config, and files to copy along.
+
+    `config` and `generation` are None where the source has no such file. `side_files` are tokenizer files and the like,
+    by name, never weights, indexes, configs or code. `origin` is what the lock calls it (`local:models/chronos`).
+    """
+
+    name: str
+    origin: str
+    commit: str | None
+    tensors: Mapping[str, SourceTensor]
+    files: tuple[SourceFile, ...]
+    config: Mapping[str, Any] | None = None
+    generation: Mapping[str, Any] | None = None
+    side_files: Mapping[str, SourceFile] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAdapter:
+    """A PEFT adapter: its tensors by key as they stand in the file, each with its own SHA-256, and its config."""
+
+    name: str
+    origin: str
+    commit: str | None
+    tensors: Mapping[str, SourceTensor]
+    files: tuple[SourceFile, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,57 @@
+"""What source files contain, looked up in memory, or in the files themselves where they were never seen before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from modelbuild.sources.content import SourceFile
+from modelbuild.sources.hashing import Progress, Stretch, hash_stretches
+from modelbuild.sources.memory import Contents, Memory
+from modelbuild.sources.safetensors import Header, read_header
+from modelbuild.sources.stamps import changed, difference, open_regular, same
+
+
+def look_into(file: SourceFile, memory: Memory, shown: str) -> Header:
+    """The header of a safetensors file, remembered under its digest; raises BuildFailed for a bad one."""
+    known = memory.contents(file)
+    if known is not None:
+        return known.header
+    read_ns = memory.clock()
+    header = _read(file, shown)
+    memory.remember_contents(file, Contents(header), read_ns)
+    return header
+
+
+def look_into_adapter(
+    file: SourceFile, memory: Memory, shown: str, threads: int | None, progress: Progress | None = None
+) -> tuple[Header, Sequence[str]]:
+    """The header of an adapter's file and the SHA-256 of each tensor's bytes, in order, remembered under its digest."""
+    known = memory.contents(file)
+    if known is not None and known.digests is not None:
+        return known.header, known.digests
+    read_ns = memory.clock()
+    header = known.header if known is not None else _read(file, shown)
+    found = [""] * len(header.tensors)
+    stretches = [
+        Stretch(shown, file.path, file.stamp, tensor.start, tensor.start + tensor.nbytes) for tensor in header.tensors
+    ]
+    hash_stretches(stretches, threads, found.__setitem__, progress)
+    memory.remember_contents(file, Contents(header, tuple(found)), read_ns)
+    return header, found
+
+
+def _read(file: SourceFile, shown: str) -> Header:
+    """The header, read between two looks at the stamp, so that it is the header of the bytes that were hashed."""
+    descriptor = open_regular(file.path, shown)
+    try:
+        before = os.fstat(descriptor)
+        if not same(file.stamp, before):
+            raise changed(shown, difference(file.stamp, before))
+        header = read_header(descriptor, file.size, name=shown)
+        after = os.fstat(descriptor)
+        if not same(file.stamp, after):
+            raise changed(shown, difference(file.stamp, after))
+    finally:
+        os.close(descriptor)
+    return header

@@ -1,0 +1,166 @@
+"""Local sources: from what a Modelfile names to files that are identified, checked and ready to be read.
+
+Three steps: find the files of each source, hash the files of all sources together, then put together what they
+contain. Digests and contents come from memory where the same bytes were seen before: then no weight file is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from modelbuild.errors import BuildFailed, ModelbuildError, NotBuiltYet, VerificationFailed, Where
+from modelbuild.modelfile.spec import Adapter, Base
+from modelbuild.sources.content import SourceAdapter, SourceFile, SourceModel, SourceTensor
+from modelbuild.sources.fence import Fence, fence
+from modelbuild.sources.find import ADAPTER_CONFIG, Found, find_adapter, find_model
+from modelbuild.sources.hashing import Progress, digests
+from modelbuild.sources.headers import look_into, look_into_adapter
+from modelbuild.sources.memory import Memory
+from modelbuild.sources.safetensors import Header
+from modelbuild.sources.shards import INDEX, check_index, check_unique, weight_map
+from modelbuild.sources.stamps import changed
+from modelbuild.sources.strictjson import show
+
+Resolved: TypeAlias = "SourceModel | SourceAdapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A source that a Modelfile names, and where it does."""
+
+    artifact: Base | Adapter
+    where: Where | None = None
+
+
+def resolve_sources(
+    requests: Sequence[Request],
+    folder: str | os.PathLike[str],
+    memory: Memory,
+    *,
+    allow_path: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Resolved]:
+    """All sources by the artifact's name, their files hashed together on `threads` threads (None: all processors).
+
+    Raises SourceNotFound, UsageError (outside the Modelfile's folder without `allow_path`), NotBuiltYet (Hub sources,
+    formats other than safetensors), VerificationFailed (a `sha256` that is not the file's), SourceChanged, and
+    BuildFailed for files that are not what their formats say; each with the place in the Modelfile.
+    """
+    inside = fence(folder, allow_path)
+    found = []
+    for request in requests:
+        with _at(request.where):
+            found.append(_find(request.artifact, inside))
+    files = _hash(found, memory, threads, progress)
+    resolved: dict[str, Resolved] = {}
+    for request, source, its_files in zip(requests, found, files, strict=True):
+        with _at(request.where):
+            _check_texts(source, its_files)
+            _check_pin(request.artifact, source, its_files)
+            if isinstance(request.artifact, Adapter):
+                resolved[request.artifact.name] = _adapter(request.artifact, source, its_files, memory, threads)
+            else:
+                resolved[request.artifact.name] = _model(request.artifact, source, its_files, memory)
+    return resolved
+
+
+@contextmanager
+def _at(where: Where | None) -> Iterator[None]:
+    """Gives errors from inside the place in the Modelfile, where they have none."""
+    try:
+        yield
+    except ModelbuildError as error:
+        raise type(error)([replace(fault, where=fault.where or where) for fault in error.faults]) from error.__cause__
+
+
+def _find(artifact: Base | Adapter, inside: Fence) -> Found:
+    source = artifact.source
+    if source is None:
+        raise BuildFailed(f"adapter `{artifact.name}` has no source", facts=["it is made from other artifacts"])
+    if source.startswith("hf:"):
+        hint = "download it and name its folder as the source"
+        raise NotBuiltYet(f"{show(source)} is on the Hub", facts=["only local sources are read yet"], hint=hint)
+    if isinstance(artifact, Adapter):
+        return find_adapter(source, artifact.subfolder, inside)
+    return find_model(source, inside)
+
+
+def _hash(
+    found: Sequence[Found], memory: Memory, threads: int | None, progress: Progress | None
+) -> list[dict[str, SourceFile]]:
+    """For each source its files by name."""
+    wanted = [(source.called(name), path) for source in found for name, path in source.paths.items()]
+    hashed = iter(digests(wanted, memory, threads, progress))
+    return [{name: replace(next(hashed), name=name) for name in source.paths} for source in found]
+
+
+def _check_texts(found: Found, files: Mapping[str, SourceFile]) -> None:
+    """The JSON that was read must be the JSON that was hashed."""
+    for name, text in found.texts.items():
+        if hashlib.sha256(text).hexdigest() != files[name].sha256:
+            raise changed(found.called(name), "it was written to")
+
+
+def _check_pin(artifact: Base | Adapter, found: Found, files: Mapping[str, SourceFile]) -> None:
+    if artifact.sha256 is None:
+        return
+    if len(found.weights) != 1:
+        facts = [f"{show(found.shown)} has {len(found.weights)} weight files"]
+        raise BuildFailed(
+            f"`sha256` of `{artifact.name}` pins a single file", facts=facts, hint="the lock pins all files"
+        )
+    file = files[found.weights[0]]
+    if file.sha256 != artifact.sha256.lower():
+        facts = [f"expected {artifact.sha256.lower()}", f"it is    {file.sha256}"]
+        raise VerificationFailed(f"{show(found.called(file.name))} is not the file that `sha256` pins", facts=facts)
+
+
+def _model(base: Base, found: Found, files: Mapping[str, SourceFile], memory: Memory) -> SourceModel:
+    headers = {name: look_into(files[name], memory, found.called(name)) for name in found.weights}
+    check_unique(headers, found.shown)
+    if INDEX in found.objects:
+        check_index(weight_map(found.objects[INDEX], found.called(INDEX)), headers, found.shown)
+    tensors = {
+        name: tensor for file, header in headers.items() for name, tensor in _tensors(header, files[file]).items()
+    }
+    if not tensors:
+        raise BuildFailed(f"{show(found.shown)} has no tensors", facts=[f"its weights are {', '.join(found.weights)}"])
+    return SourceModel(
+        name=base.name,
+        origin=f"local:{base.source}",
+        commit=None,
+        tensors=tensors,
+        files=tuple(files.values()),
+        config=found.objects.get("config.json"),
+        generation=found.objects.get("generation_config.json"),
+        side_files={name: files[name] for name in found.side},
+    )
+
+
+def _adapter(
+    adapter: Adapter, found: Found, files: Mapping[str, SourceFile], memory: Memory, threads: int | None
+) -> SourceAdapter:
+    file = files[found.weights[0]]
+    header, sums = look_into_adapter(file, memory, found.called(file.name), threads)
+    tensors = _tensors(header, file)
+    return SourceAdapter(
+        name=adapter.name,
+        origin=f"local:{found.shown}",
+        commit=None,
+        tensors={name: replace(tensors[name], sha256=digest) for name, digest in zip(tensors, sums, strict=True)},
+        files=tuple(files.values()),
+        config=found.objects[ADAPTER_CONFIG],
+    )
+
+
+def _tensors(header: Header, file: SourceFile) -> dict[str, SourceTensor]:
+    return {
+        tensor.name: SourceTensor(tensor.name, tensor.dtype, tensor.shape, file, tensor.start, tensor.nbytes)
+        for tensor in header.tensors
+    }
