@@ -1,0 +1,20 @@
+"""What the operations that only stream have in common: no input is needed whole, nothing is held besides tiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modelbuild.plan.node import Node
+
+
+class Streamed:
+    """The part of an operation that is the same for all that only stream; see methods/base.py."""
+
+    def whole(self, node: Node) -> tuple[int, ...]:
+        """No input is needed whole."""
+        return ()
+
+    def memory(self, node: Node) -> int:
+        """Nothing is held besides tiles."""
+        return 0
