@@ -1,0 +1,133 @@
+"""From a node to a program: the reads and kernels, in order, that make one tile of a tensor.
+
+Tiles flow through a whole chain of artifacts: a node that nothing has stored is computed from its inputs, tile by tile,
+into a slot. Slots are reused as soon as their last reader is done, so a long chain needs few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelbuild.cache.nouns import Located
+from modelbuild.engine.block import BLOCK
+from modelbuild.methods.operations import operation
+from modelbuild.plan.node import ITEMSIZE, Node
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from modelbuild.methods.base import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Reads a stretch of a stored tensor into a slot: a source's, or a cached one whose checksum is then compared."""
+
+    node: Node
+    slot: int
+    located: Located | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Runs the kernel of a node on the slots of its streamed inputs. `index` finds the kernel prepared for it."""
+
+    node: Node
+    inputs: tuple[int, ...]
+    slot: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How to make a tile of `node`: the steps in order, the slot that holds the result, and what it takes.
+
+    `slots` is the number of buffers of four bytes an element, `scratch` the float32 values an element besides.
+    `memory` are the bytes that whole inputs need for the tensor.
+    """
+
+    node: Node
+    steps: tuple[Read | Run, ...]
+    slots: int
+    scratch: int
+    memory: int
+
+    @property
+    def result(self) -> int:
+        """The slot that holds the tile when all steps are done."""
+        return self.steps[-1].slot
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The steps that compute."""
+        return tuple(step for step in self.steps if isinstance(step, Run))
+
+    @property
+    def part(self) -> int:
+        """Elements of a part: the least stretch that is whole checksum blocks of every tensor that is read or made."""
+        return BLOCK // min(ITEMSIZE[step.node.dtype] for step in self.steps)
+
+
+def compile_program(node: Node, cached: Mapping[str, Located], fresh: bool = False) -> Program:
+    """The program of a node, reading `cached` tensors where it can; with `fresh` the node itself is computed anew."""
+    order = _order(node, cached, fresh)
+    last_use = {used.key: position for position, (_, inputs) in enumerate(order) for used in inputs}
+    free: list[int] = []
+    slot_of: dict[str, int] = {}
+    steps: list[Read | Run] = []
+    slots = scratch = memory = 0
+    for position, (step_node, inputs) in enumerate(order):
+        if not free:
+            free.append(slots)
+            slots += 1
+        slot = slot_of[step_node.key] = free.pop()
+        if not inputs and _stored(step_node, cached, fresh and step_node is node):
+            steps.append(Read(step_node, slot, cached.get(step_node.key)))
+            continue
+        found = operation(step_node.operation)
+        steps.append(Run(step_node, tuple(slot_of[used.key] for used in inputs), slot, len(steps)))
+        scratch = max(scratch, found.scratch)
+        memory += found.memory(step_node)
+        for key in {used.key for used in inputs}:
+            if last_use[key] == position:
+                free.append(slot_of[key])
+    return Program(node, tuple(steps), slots, scratch, memory)
+
+
+def _stored(node: Node, cached: Mapping[str, Located], fresh: bool) -> bool:
+    return node.operation == "source" or (not fresh and node.key in cached)
+
+
+def _order(node: Node, cached: Mapping[str, Located], fresh: bool) -> list[tuple[Node, tuple[Node, ...]]]:
+    """Each node that is made or read, inputs first and once, with its streamed inputs."""
+    done: set[str] = set()
+    order: list[tuple[Node, tuple[Node, ...]]] = []
+    pending: list[tuple[Node, bool]] = [(node, False)]
+    while pending:
+        current, expanded = pending.pop()
+        if current.key in done:
+            continue
+        if _stored(current, cached, fresh and current is node):
+            inputs: tuple[Node, ...] = ()
+        else:
+            whole = set(operation(current.operation).whole(current))
+            inputs = tuple(used for index, used in enumerate(current.inputs) if index not in whole)
+        if expanded or not inputs:
+            done.add(current.key)
+            order.append((current, inputs))
+            continue
+        pending.append((current, True))
+        pending += [(used, False) for used in reversed(inputs)]
+    return order
+
+
+def prepare(program: Program, whole: Callable[[Node], NDArray[Any]]) -> dict[int, Kernel]:
+    """The kernels of a program, by `Run.index`; `whole` gives an input whole, as raw elements in its shape."""
+    kernels = {}
+    for run in program.runs:
+        found = operation(run.node.operation)
+        arrays = [whole(run.node.inputs[index]) for index in found.whole(run.node)]
+        kernels[run.index] = found.prepare(run.node, arrays)
+    return kernels

@@ -1,0 +1,323 @@
+"""The only place that runs things: threads that pull parts of tensors, largest first, and stream them tile by tile."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from modelbuild.engine.block import Running
+from modelbuild.engine.budget import Budget, Cancelled
+from modelbuild.engine.jobs import Damaged, Job, Made, Progress, Tally, start
+from modelbuild.engine.program import Program, Read, Run, compile_program, prepare
+from modelbuild.plan.node import ITEMSIZE, Node
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from modelbuild.cache.nouns import Located
+
+TILE = 256 * 1024
+"""Elements of a tile at most: with their inputs they stay in a processor's own cache."""
+
+LEAST_TILE = 4 * 1024
+RAW = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
+
+
+class Files(Protocol):
+    """Where stored tensors are read from."""
+
+    def read(self, node: Node, located: Located | None, buffer: memoryview, offset: int) -> None:
+        """Fills `buffer` with the bytes of a stored tensor from `offset` on."""
+
+    def expect(self, node: Node, located: Located | None, offset: int, nbytes: int) -> None:
+        """Says that these bytes will be read soon."""
+
+    def clone(self, located: Located, descriptor: int, offset: int) -> bool:
+        """Shares a cached tensor's bytes with another file, where the file system can; whether it could."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many threads, how many bytes of tensor data at once, and the most elements of a tile."""
+
+    threads: int
+    memory: int
+    tile: int = TILE
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    progress: Progress
+    start: int
+    stop: int
+
+
+class Runner:
+    """Makes the tensors of `jobs`; `done` is called from a worker as each is complete, `step` with bytes made."""
+
+    def __init__(
+        self,
+        files: Files,
+        limits: Limits,
+        done: Callable[[Made], None],
+        step: Callable[[int], None] = lambda nbytes: None,
+    ) -> None:
+        self._files = files
+        self._done = done
+        self._step = step
+        self._limits = limits
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._errors: list[BaseException] = []
+        self._damaged: list[str] = []
+        self._parts: Iterator[_Part] = iter(())
+        self._budget = Budget(limits.memory, self._stop)
+        self.tally = Tally()
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Runs all jobs. Raises the first error of any worker, or Damaged once everything else is finished."""
+        ordered = sorted((job for job in jobs if not self._cloned(job)), key=lambda job: -job.program.node.nbytes)
+        threads = max(1, min(self._limits.threads, sum(_part_count(job.program) for job in ordered)))
+        tile, nbytes = _tile_size(ordered, threads, self._limits)
+        self._parts = _parts(ordered)
+        self._budget = Budget(self._limits.memory - nbytes, self._stop)
+        workers = [
+            threading.Thread(target=self._work, args=(tile, ordered), name=f"tiles-{index}", daemon=True)
+            for index in range(threads)
+        ]
+        try:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                # A join without a limit would hold back Ctrl-C.
+                while worker.is_alive():
+                    worker.join(0.2)
+        except BaseException:
+            self._stop.set()
+            for worker in workers:
+                worker.join()
+            raise
+        finally:
+            self.tally.peak = max(self.tally.peak, self._budget.peak + nbytes)
+        if self._errors:
+            raise self._errors[0]
+        if self._damaged:
+            raise Damaged(self._damaged)
+
+    def _cloned(self, job: Job) -> bool:
+        """Whether the job was only to copy a cached tensor, and the file system could share its bytes instead.
+
+        The file that they are in was found to be as it was published, by its size and time.
+        """
+        (first, *more) = job.program.steps
+        if more or not isinstance(first, Read) or first.located is None:
+            return False
+        if not all(self._files.clone(first.located, *place) for place in job.places):
+            return False
+        self._step(first.node.nbytes)
+        self._done(Made(job, first.located.checksum, 0))
+        return True
+
+    # --- one worker ---------------------------------------------------------------------------------------------------
+
+    def _work(self, tile: int, jobs: Sequence[Job]) -> None:
+        slots = max((job.program.slots for job in jobs), default=1)
+        arena = Arena(tile, slots, max((job.program.scratch for job in jobs), default=0))
+        try:
+            while not self._stop.is_set() and (part := self._next()) is not None:
+                self._part(part, arena)
+        except Cancelled:
+            return
+        except BaseException as error:
+            with self._lock:
+                self._errors.append(error)
+            self._stop.set()
+
+    def _next(self) -> _Part | None:
+        with self._lock:
+            return next(self._parts, None)
+
+    def _part(self, part: _Part, arena: Arena) -> None:
+        progress = part.progress
+        program = progress.job.program
+        for step in program.steps:
+            if isinstance(step, Read):
+                size = ITEMSIZE[step.node.dtype]
+                self._files.expect(step.node, step.located, part.start * size, (part.stop - part.start) * size)
+        kernels = self._kernels(progress)
+        stretch = _Stretch(self._files, progress, part.start, arena, kernels)
+        written = 0
+        # Elements of 8 bytes, which are only ever copied, go by half tiles: slots hold 4 bytes an element.
+        width = arena.tile // 2 if ITEMSIZE[program.node.dtype] > 4 else arena.tile
+        for begin in range(part.start, part.stop, width):
+            if self._stop.is_set():
+                return
+            out = stretch.tile(begin, min(begin + width, part.stop))
+            for descriptor, offset in progress.job.places:
+                write_all(descriptor, out, offset + begin * ITEMSIZE[program.node.dtype])
+            written += len(out)
+            self._step(len(out))
+        self._finish(progress, stretch, written)
+
+    def _kernels(self, progress: Progress) -> Any:
+        """The kernels of a job; the first thread prepares them, within the memory budget."""
+        with progress.lock:
+            if progress.kernels is None:
+                program = progress.job.program
+                self._budget.take(program.memory)
+                progress.kernels = prepare(program, self._whole)
+            return progress.kernels
+
+    def _whole(self, node: Node) -> NDArray[Any]:
+        """A tensor whole in memory, as raw elements in its shape."""
+        raw = np.empty(node.count, RAW[node.dtype])
+        program = compile_program(node, {})
+        view = bytes_of(raw.view(np.uint8)) if node.count else memoryview(b"")
+        kernels = prepare(program, self._whole)
+        arena = Arena(TILE, program.slots, program.scratch)
+        stretch = _Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
+        size = ITEMSIZE[node.dtype]
+        for begin in range(0, node.count, TILE):
+            end = min(begin + TILE, node.count)
+            view[begin * size : end * size] = stretch.tile(begin, end)
+        self._count(stretch.bytes_read, 0)
+        return raw.reshape(node.shape)
+
+    def _count(self, read: int, written: int) -> None:
+        with self._lock:
+            self.tally.read += read
+            self.tally.written += written
+
+    def _finish(self, progress: Progress, stretch: _Stretch, written: int) -> None:
+        self._count(stretch.bytes_read, written * len(progress.job.places))
+        with self._lock:
+            for key, seconds in stretch.spent.items():
+                self.tally.spent[key] = self.tally.spent.get(key, 0.0) + seconds
+        with progress.lock:
+            progress.nonfinite += stretch.nonfinite
+            progress.left -= 1
+            if progress.left:
+                return
+            progress.kernels = None
+        self._budget.give(progress.job.program.memory)
+        bad = []
+        for index, blocks in progress.reads.items():
+            step = progress.job.program.steps[index]
+            assert isinstance(step, Read)
+            if step.located is not None and blocks.checksum() != step.located.checksum:
+                bad.append(step.node.key)
+        if bad:
+            with self._lock:
+                self._damaged += bad
+            return
+        self._done(Made(progress.job, progress.blocks.checksum(), progress.nonfinite))
+
+
+class Arena:
+    """A worker's buffers, kept for life: `slots` of four bytes an element, and float32 scratch."""
+
+    def __init__(self, tile: int, slots: int, scratch: int) -> None:
+        self.tile = tile
+        self.slots = [np.empty(tile * 4, np.uint8) for _ in range(slots)]
+        self.scratch = np.empty(max(1, tile * scratch), np.float32)
+
+
+class _Stretch:
+    """Works through one part of a tensor in order, keeping checksums of what it reads from the cache and makes."""
+
+    def __init__(self, files: Files, progress: Progress, begin: int, arena: Arena, kernels: Any) -> None:
+        program = progress.job.program
+        self._files = files
+        self._program = program
+        self._arena = arena
+        self._kernels = kernels
+        self.bytes_read = 0
+        self.nonfinite = 0
+        self.spent: dict[str, float] = {}
+        dtype = program.node.dtype
+        self._out = Running(progress.blocks, begin * ITEMSIZE[dtype], program.node.nbytes)
+        self._count_nonfinite = _nonfinite_counter(dtype)
+        self._reads = {}
+        for index, blocks in progress.reads.items():
+            node = program.steps[index].node
+            self._reads[index] = Running(blocks, begin * ITEMSIZE[node.dtype], node.nbytes)
+
+    def tile(self, begin: int, end: int) -> memoryview:
+        """The bytes of elements [begin, end), in a slot that the next call overwrites."""
+        count = end - begin
+        views: dict[int, NDArray[Any]] = {}
+        for index, step in enumerate(self._program.steps):
+            size = ITEMSIZE[step.node.dtype]
+            raw = self._arena.slots[step.slot][: count * size]
+            if isinstance(step, Read):
+                data = bytes_of(raw)
+                self._files.read(step.node, step.located, data, begin * size)
+                self.bytes_read += count * size
+                if index in self._reads:
+                    self._reads[index].update(data)
+                views[step.slot] = raw.view(RAW.get(step.node.dtype, np.uint8))
+                continue
+            out = raw.view(RAW[step.node.dtype])
+            self._compute(step, begin, end, views, out)
+            views[step.slot] = out
+        made = bytes_of(self._arena.slots[self._program.result][: count * ITEMSIZE[self._program.node.dtype]])
+        self._out.update(made)
+        if self._count_nonfinite is not None:
+            self.nonfinite += self._count_nonfinite(views[self._program.result])
+        return made
+
+    def _compute(self, step: Run, begin: int, end: int, views: dict[int, NDArray[Any]], out: NDArray[Any]) -> None:
+        inputs = [views[slot] for slot in step.inputs]
+        started = time.perf_counter()
+        self._kernels[step.index](begin, end, inputs, out, self._arena.scratch)
+        key = step.node.key
+        self.spent[key] = self.spent.get(key, 0.0) + time.perf_counter() - started
+
+
+def _nonfinite_counter(dtype: str) -> Callable[[NDArray[Any]], int] | None:
+    if dtype not in RAW:
+        return None
+    from modelbuild.kernels.convert import nonfinite
+
+    return lambda raw: nonfinite(raw, dtype)
+
+
+def bytes_of(raw: NDArray[np.uint8]) -> memoryview:
+    """The bytes of an array, without copying."""
+    return raw.data
+
+
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Writes all of `data` at `offset`, however many calls it takes."""
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data = data[written:]
+        offset += written
+
+
+def _part_count(program: Program) -> int:
+    return max(1, -(-program.node.count // program.part))
+
+
+def _parts(jobs: Sequence[Job]) -> Iterator[_Part]:
+    for job in jobs:
+        program = job.program
+        progress = start(job, _part_count(program))
+        for index in range(_part_count(program)):
+            begin = index * program.part
+            yield _Part(progress, begin, min(begin + program.part, program.node.count))
+
+
+def _tile_size(jobs: Sequence[Job], threads: int, limits: Limits) -> tuple[int, int]:
+    """Elements of a tile, and the bytes that all threads' buffers take: at most half of the memory budget."""
+    widest = max((4 * (job.program.slots + job.program.scratch) for job in jobs), default=4)
+    tile = limits.tile
+    while tile > LEAST_TILE and tile * widest * threads > limits.memory // 2:
+        tile //= 2
+    return tile, tile * widest * threads
