@@ -1,0 +1,100 @@
+"""The files of an output: which there are, what identifies them, and whether what stands there is still that."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from modelbuild import __version__
+from modelbuild.artifact.card import FILE as CARD
+from modelbuild.artifact.card import card
+from modelbuild.artifact.config import config_json, generation_json
+from modelbuild.artifact.edits import OutputRecord, check_output, side_digests
+from modelbuild.artifact.provenance import FILE as PROVENANCE
+from modelbuild.artifact.provenance import Made, provenance
+from modelbuild.artifact.shards import index_json, index_name, plan_layout
+from modelbuild.artifact.tomltext import modelfile_text
+from modelbuild.cache.nouns import Layout, Manifest
+from modelbuild.digest import identity
+from modelbuild.plan.planned import Plan, Planned
+
+
+@dataclass(frozen=True, slots=True)
+class SideFiles:
+    """The files beside the weights: bytes, or the path of a source's file to copy, by name. `key` is the artifact's.
+
+    `digests` are their SHA-256 by name.
+    """
+
+    key: str
+    files: Mapping[str, bytes | str]
+    digests: Mapping[str, str]
+
+
+def weights_key(artifact: Planned, shard_size: int) -> str:
+    """The key that the artifact's weight files have in the cache: its tensors, and how they are cut into files."""
+    return identity("files/1", artifact.key, shard_size)
+
+
+def weights_layout(artifact: Planned, names: Sequence[str], shard_size: int | None) -> Layout:
+    """The safetensors files that the tensors `names` of an artifact make; None puts them into one file."""
+    nodes = [(name, artifact.tensors[name]) for name in names]
+    return plan_layout([(name, node.dtype, node.shape) for name, node in nodes], shard_size)
+
+
+def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tuple[str, ...]) -> SideFiles:
+    """All files beside the weights. Raises SourceChanged where a source's config is not the one that was planned."""
+    files: dict[str, bytes | str] = {name: file.path for name, file in artifact.side.files.items()}
+    made = {
+        "config.json": config_json(artifact),
+        "generation_config.json": generation_json(artifact),
+        index_name(): index_json(weights_layout(artifact, list(artifact.tensors), plan.spec.settings.shard_size)),
+    }
+    files |= {name: data for name, data in made.items() if data is not None}
+    known = {name: file.sha256 for name, file in artifact.side.files.items() if name not in made or made[name] is None}
+    digests = known | side_digests({name: data for name, data in files.items() if name not in known})
+    key = identity("artifact/1", weights_key(artifact, plan.spec.settings.shard_size), tuple(sorted(digests.items())))
+    text = modelfile_text(plan.spec, artifact.name)
+    about = Made(plan, artifact.name, __version__, manifest.files, digests, overrides, text)
+    files[CARD] = card(about)
+    digests |= side_digests({CARD: files[CARD]})
+    document = provenance(Made(plan, artifact.name, __version__, manifest.files, digests, overrides))
+    files[PROVENANCE] = document
+    return SideFiles(key, files, digests | {PROVENANCE: hashlib.sha256(document).hexdigest()})
+
+
+def is_fresh(
+    target: str,
+    record: OutputRecord | None,
+    side: SideFiles,
+    manifest: Manifest,
+    folder: str | None = None,
+    made_anew: bool = False,
+) -> bool:
+    """Whether the output that stands at `target` is what would be written; files that somebody added do not count.
+
+    Its weights are read where they were `made_anew`, or are links to other files than those in the cache's `folder`:
+    these may have been set aside as damaged.
+    """
+    if record is None or record.key != side.key or not os.path.isdir(target):
+        return False
+    wanted = {name: f"sha256:{digest}" for name, digest in side.digests.items()}
+    have = {name: file.digest for name, file in record.files.items() if not file.is_weight}
+    doubtful = [
+        file.name
+        for file in manifest.files
+        if made_anew or (folder is not None and _is_link_elsewhere(target, folder, file.name))
+    ]
+    changes = check_output(target, record, manifest, doubtful)
+    return wanted == have and not [change for change in changes if change.kind != "extra"]
+
+
+def _is_link_elsewhere(target: str, folder: str, name: str) -> bool:
+    """Whether a weight file shares its bytes with another file, which is not the cache's."""
+    try:
+        shown, stored = os.stat(os.path.join(target, name)), os.stat(os.path.join(folder, name))
+    except OSError:
+        return False
+    return shown.st_nlink > 1 and not os.path.samestat(shown, stored)

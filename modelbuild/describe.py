@@ -1,0 +1,256 @@
+"""What a build would do, and why: `plan` and `why`.
+
+Both read no weights but those of adapters, once sources are known, and write nothing but what they learn of sources.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelbuild.accounts import read_bytes
+from modelbuild.artifact.output import is_fresh, side_files
+from modelbuild.artifact.provenance import FILE as PROVENANCE
+from modelbuild.engine.program import Read, Run, compile_program
+from modelbuild.errors import UsageError
+from modelbuild.modelfile.suggest import nearest
+from modelbuild.options import Options, named
+from modelbuild.plan.demand import Need
+from modelbuild.plan.node import Node
+from modelbuild.plan.planned import Planned
+from modelbuild.report.terminal import Listener
+from modelbuild.result import Counts
+from modelbuild.session import Session, open_session, output_record
+from modelbuild.units import parse_size, show_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactPlan:
+    """What a build would do for one artifact; sizes in bytes. `status`: build | link | fresh | stream.
+
+    `alone` names tensors that need more memory than the budget and would run alone; `output` are the bytes that the
+    output folder takes where weights are copied into it.
+    """
+
+    name: str
+    kind: str
+    key: str
+    status: str
+    tensors: Counts
+    read: int
+    write: int
+    kept: int
+    keep_reason: str | None
+    reasons: tuple[str, ...]
+    alone: tuple[str, ...] = ()
+    output: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The artifact as it stands in `plan --json`."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "key": self.key,
+            "status": self.status,
+            "tensors": self.tensors.as_json(),
+            "bytes": {"download": 0, "read": self.read, "write": self.write},
+            "kept": {"tensors": self.kept, "reason": self.keep_reason},
+            "reasons": list(self.reasons),
+            "alone": list(self.alone),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult:
+    """What a build would do: each needed artifact, what the user should know, bytes in all, and disk at its peak."""
+
+    artifacts: tuple[ArtifactPlan, ...]
+    notes: tuple[str, ...]
+    read: int
+    write: int
+    peak: int
+    free: int
+
+    def __getitem__(self, name: str) -> ArtifactPlan:
+        """The plan of the artifact `name`; KeyError if it is not needed."""
+        return next(artifact for artifact in self.artifacts if artifact.name == name)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as `plan --json` prints it."""
+        return {
+            "artifacts": [artifact.as_json() for artifact in self.artifacts],
+            "notes": list(self.notes),
+            "bytes": {"download": 0, "read": self.read, "write": self.write},
+            "disk": {"peak": self.peak, "free": self.free},
+        }
+
+
+def plan(
+    path: str = "Modelfile", targets: Sequence[str] = (), *, listener: Listener | None = None, **options: Any
+) -> PlanResult:
+    """What `build` would do with these targets; `options` are the fields of `Options`. Raises what planning raises."""
+    return plan_with(Options(modelfile=path, **options), named(targets), listener or Listener())
+
+
+def plan_with(options: Options, targets: Sequence[str], listener: Listener) -> PlanResult:
+    """What `build` would do, given all options as one."""
+    with open_session(options, targets, listener) as session:
+        artifacts = tuple(_describe(session, name, need) for name, need in session.needs.items())
+        write = sum(artifact.write for artifact in artifacts)
+        copied = sum(artifact.output for artifact in artifacts) if _copies(options) else 0
+        usage = os.statvfs(options.cache_root)
+        return PlanResult(
+            artifacts,
+            (*session.plan.notes, *session.store.notes),
+            sum(artifact.read for artifact in artifacts),
+            write,
+            write + copied,
+            usage.f_bavail * usage.f_frsize,
+        )
+
+
+def _describe(session: Session, name: str, need: Need) -> ArtifactPlan:
+    artifact = session.plan.artifacts[name]
+    target = name in session.plan.targets
+    reasons = session.reasons(name, need.computed)
+    read = read_bytes(session, name, need)
+    status, write = "stream", sum(artifact.tensors[tensor].nbytes for tensor in need.kept)
+    if target:
+        ready = name in session.ready
+        status = _target_status(session, artifact) if ready else "build"
+        write = 0 if ready else sum(node.nbytes for node in artifact.tensors.values())
+    return ArtifactPlan(
+        name,
+        artifact.kind,
+        artifact.key,
+        status,
+        Counts(len(artifact.tensors), len(need.computed), len(need.copied), len(need.reused)),
+        read,
+        write,
+        len(need.kept),
+        need.keep_reason,
+        reasons,
+        tuple(_alone(session, [artifact.tensors[tensor] for tensor in need.computed], need.computed)),
+        sum(node.nbytes for node in artifact.tensors.values()) if status in ("build", "link") else 0,
+    )
+
+
+def _copies(options: Options) -> bool:
+    """Whether outputs are copies of what is in the cache: asked for, or on another file system."""
+    out = options.out_root
+    while not os.path.exists(out):
+        out = os.path.dirname(out)
+    return options.link == "copy" or os.stat(out).st_dev != os.stat(options.cache_root).st_dev
+
+
+def _target_status(session: Session, artifact: Planned) -> str:
+    manifest = session.store.manifest(session.weights_key(artifact))
+    assert manifest is not None
+    side = side_files(session.plan, artifact, manifest, session.options.overrides)
+    record = output_record(session.outputs, artifact.name)
+    path = os.path.join(session.options.out_root, artifact.name)
+    return "fresh" if is_fresh(path, record, side, manifest, session.store.path(manifest.key)) else "link"
+
+
+def _alone(session: Session, nodes: Sequence[Node], names: Sequence[str]) -> list[str]:
+    budget = parse_size(session.options.memory)
+    return [
+        f"`{name}` needs {show_bytes(program.memory)}"
+        for name, node in zip(names, nodes, strict=True)
+        if node.operation == "lora" and (program := compile_program(node, {})).memory > budget
+    ]
+
+
+# --- why --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why an artifact, or one tensor of it, would be or was rebuilt: each cause with the tensors it explains.
+
+    `state`: "new" (never built), "changed" (the next build computes some of these), "cached" (they are not what the
+    last build made, but the cache has them from an earlier one), "same" (as in the last build, whose causes these are).
+    """
+
+    name: str
+    tensor: str | None
+    state: str
+    causes: tuple[tuple[str, tuple[str, ...]], ...]
+    steps: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer as `why --json` prints it."""
+        causes = [{"cause": cause, "tensors": list(tensors)} for cause, tensors in self.causes]
+        return {
+            "name": self.name,
+            "tensor": self.tensor,
+            "state": self.state,
+            "causes": causes,
+            "steps": list(self.steps),
+        }
+
+
+def why(
+    path: str = "Modelfile",
+    name: str = "",
+    tensor: str | None = None,
+    *,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Why:
+    """Why the artifact `name`, or one tensor of it, would be (or was) rebuilt. Raises what planning raises."""
+    return why_with(Options(modelfile=path, **options), name, tensor, listener or Listener())
+
+
+def why_with(options: Options, name: str, tensor: str | None, listener: Listener) -> Why:
+    """Why an artifact or tensor would be (or was) rebuilt, given all options as one."""
+    with open_session(options, [name], listener) as session:
+        artifact = session.plan.artifacts[name]
+        if tensor is not None and tensor not in artifact.tensors:
+            guess = nearest(tensor, artifact.tensors)
+            hint = f"did you mean `{guess}`?" if guess else None
+            raise UsageError(f"`{name}` has no tensor `{tensor}`", hint=hint)
+        names = [tensor] if tensor is not None else list(artifact.tensors)
+        steps = tuple(_steps(artifact.tensors[tensor])) if tensor is not None else ()
+        old = session.records.read("plan", name)
+        if old is None:
+            return Why(name, tensor, "new", (("it was never built here", tuple(names)),), steps)
+        found = session.causes(name, names)
+        if found:
+            need = session.needs.get(name, Need())
+            state = "cached" if set(names) <= set(need.reused) else "changed"
+            return Why(name, tensor, state, tuple((str(cause), tuple(t)) for cause, t in found.items()), steps)
+        if tensor is None and (files := _changed_files(session, artifact)):
+            return Why(name, tensor, "changed", tuple((f"{file} of the output changes", ()) for file in files), steps)
+        last = tuple((reason, ()) for reason in old.get("reasons", ())) if tensor is None else ()
+        return Why(name, tensor, "same", last, steps)
+
+
+def _changed_files(session: Session, artifact: Planned) -> list[str]:
+    """The files beside the weights that a build would write otherwise: config, tokenizer, card."""
+    manifest = session.store.manifest(session.weights_key(artifact))
+    record = output_record(session.outputs, artifact.name)
+    if manifest is None or record is None:
+        return []
+    side = side_files(session.plan, artifact, manifest, session.options.overrides)
+    have = {name: file.digest for name, file in record.files.items() if not file.is_weight}
+    wanted = {name: f"sha256:{digest}" for name, digest in side.digests.items()}
+    changed = [name for name in sorted({*have, *wanted}) if have.get(name) != wanted.get(name)]
+    # Provenance changes with everything else: it is a cause only where it is the only one.
+    return [name for name in changed if name != PROVENANCE] or changed
+
+
+def _steps(node: Node) -> list[str]:
+    """How a tensor comes about, innermost first, as `why NAME TENSOR` shows it."""
+    lines = []
+    for step in compile_program(node, {}).steps:
+        shape = "×".join(map(str, step.node.shape)) or "scalar"
+        if isinstance(step, Read):
+            assert step.node.source is not None
+            lines.append(f"read {step.node.source.name} from {step.node.source.file.name} ({step.node.dtype} {shape})")
+        elif isinstance(step, Run):
+            params = ", ".join(f"{key} = {value!r}" for key, value in step.node.params)
+            lines.append(f"{step.node.operation} ({params}) → {step.node.dtype} {shape}, key {step.node.key[:12]}")
+    return lines
