@@ -1,0 +1,55 @@
+"""Running one operation on small arrays, as the engine would: whole inputs first, then stretches of the others."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from modelbuild.kernels.convert import narrow, widen
+from modelbuild.methods.base import Request
+from modelbuild.methods.operations import operation
+from modelbuild.plan.node import Node, operation_node
+
+
+def leaf(dtype="F32", shape=(4,), key="leaf"):
+    return Node(key, "source", 1, (), (), dtype, tuple(shape))
+
+
+def raw(values, dtype="F32"):
+    return narrow(np.asarray(values, np.float32), dtype)
+
+
+def values(array, dtype="F32"):
+    return widen(array, dtype)
+
+
+def node_of(name, params, inputs, dtype, shape=None):
+    """The node for `inputs`, pairs of dtype and raw array."""
+    leaves = tuple(leaf(code, array.shape, f"{name}{i}") for i, (code, array) in enumerate(inputs))
+    return operation_node(name, 1, params, leaves, dtype, tuple(shape or inputs[0][1].shape))
+
+
+def run(name, params, inputs, dtype="F32", shape=None, cuts=()):
+    """The raw result of an operation on `inputs`, computed in the stretches between `cuts`."""
+    node = node_of(name, params, inputs, dtype, shape)
+    op = operation(name)
+    whole = op.whole(node)
+    kernel = op.prepare(node, [inputs[i][1] for i in whole])
+    streamed = [array.reshape(-1) for i, (_, array) in enumerate(inputs) if i not in whole]
+    out = np.zeros(node.count, np.float32 if dtype == "F32" else np.uint16)
+    bounds = [0, *sorted({cut for cut in cuts if 0 < cut < node.count}), node.count]
+    for start, stop in pairwise(bounds):
+        scratch = np.full(max(op.scratch, 1) * (stop - start), np.nan, np.float32)
+        kernel(start, stop, [array[start:stop] for array in streamed], out[start:stop], scratch)
+    return out.reshape(node.shape)
+
+
+def request(shared=None, per_input=(), base=None, count=None):
+    """What a method is asked for one tensor, with leaves as inputs."""
+    inputs = tuple(leaf(key=f"input{i}") for i in range(len(per_input) if count is None else count))
+    return Request(base, inputs, shared or {}, tuple(per_input))
+
+
+def same_bits(a, b):
+    """Whether two float32 arrays are equal to the bit, any NaN being as good as another."""
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    return bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
