@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from modelbuild.cache.disk import Durability
 from modelbuild.cache.nouns import Layout, Located, Manifest
 from modelbuild.cache.stage import Stage
 
@@ -14,6 +15,7 @@ class Store(Protocol):
     """A cache of artifacts: what a build asks of it."""
 
     notes: list[str]
+    durability: Durability
 
     def manifest(self, key: str) -> Manifest | None:
         """The manifest of a published artifact whose files can be trusted; None on a miss."""

@@ -13,6 +13,7 @@ from modelbuild.engine.files import StoredFiles
 from modelbuild.engine.jobs import Damaged, Job, Made, Tally
 from modelbuild.engine.program import compile_program
 from modelbuild.engine.run import Limits, Runner
+from modelbuild.engine.writer import Writer
 from modelbuild.errors import BuildFailed, NotCached
 from modelbuild.plan.node import Node
 from modelbuild.plan.planned import Planned
@@ -143,7 +144,9 @@ def _run(
     tally: Tally,
 ) -> None:
     files = StoredFiles(reader)
-    runner = Runner(files, shop.limits, done, shop.step)
+    # Without a promise to survive a power cut there is no disk to wait for.
+    writer = Writer(direct=shop.store.durability != "none")
+    runner = Runner(files, shop.limits, done, shop.step, writer)
     try:
         runner.run(jobs)
     except OSError as error:
@@ -152,6 +155,7 @@ def _run(
         raise BuildFailed(f"a file could not be written: {error.strerror}", facts=(str(error),)) from error
     finally:
         files.close()
+        writer.close()
         tally.read += runner.tally.read
         tally.written += runner.tally.written
         tally.peak = max(tally.peak, runner.tally.peak)

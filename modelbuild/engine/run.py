@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from modelbuild.engine.block import Running
 from modelbuild.engine.budget import Budget, Cancelled
 from modelbuild.engine.jobs import Damaged, Job, Made, Progress, Tally, start
 from modelbuild.engine.program import Program, Read, Run, compile_program, prepare
+from modelbuild.engine.writer import ALIGNED, Writer
 from modelbuild.plan.node import ITEMSIZE, Node
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ class Runner:
         limits: Limits,
         done: Callable[[Made], None],
         step: Callable[[int], None] = lambda nbytes: None,
+        writer: Writer | None = None,
     ) -> None:
         self._files = files
+        self._writer = writer or Writer(direct=False)
         self._done = done
         self._step = step
         self._limits = limits
@@ -83,7 +85,9 @@ class Runner:
     def run(self, jobs: Sequence[Job]) -> None:
         """Runs all jobs. Raises the first error of any worker, or Damaged once everything else is finished."""
         ordered = sorted((job for job in jobs if not self._cloned(job)), key=lambda job: -job.program.node.nbytes)
-        threads = max(1, min(self._limits.threads, sum(_part_count(job.program) for job in ordered)))
+        # A thread that writes past the page cache waits for the disk; another computes meanwhile.
+        wanted = self._limits.threads * (2 if self._writer.direct else 1)
+        threads = max(1, min(wanted, sum(_part_count(job.program) for job in ordered)))
         tile, nbytes = _tile_size(ordered, threads, self._limits)
         self._parts = _parts(ordered)
         self._budget = Budget(self._limits.memory - nbytes, self._stop)
@@ -160,7 +164,7 @@ class Runner:
                 return
             out = stretch.tile(begin, min(begin + width, part.stop))
             for descriptor, offset in progress.job.places:
-                write_all(descriptor, out, offset + begin * ITEMSIZE[program.node.dtype])
+                self._writer.write(descriptor, out, offset + begin * ITEMSIZE[program.node.dtype])
             written += len(out)
             self._step(len(out))
         self._finish(progress, stretch, written)
@@ -224,8 +228,15 @@ class Arena:
 
     def __init__(self, tile: int, slots: int, scratch: int) -> None:
         self.tile = tile
-        self.slots = [np.empty(tile * 4, np.uint8) for _ in range(slots)]
+        self.slots = [_aligned(tile * 4) for _ in range(slots)]
         self.scratch = np.empty(max(1, tile * scratch), np.float32)
+
+
+def _aligned(nbytes: int) -> NDArray[np.uint8]:
+    """Memory from which can be written past the page cache."""
+    raw = np.empty(nbytes + ALIGNED, np.uint8)
+    start = -raw.ctypes.data % ALIGNED
+    return raw[start : start + nbytes]
 
 
 class _Stretch:
@@ -291,14 +302,6 @@ def _nonfinite_counter(dtype: str) -> Callable[[NDArray[Any]], int] | None:
 def bytes_of(raw: NDArray[np.uint8]) -> memoryview:
     """The bytes of an array, without copying."""
     return raw.data
-
-
-def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Writes all of `data` at `offset`, however many calls it takes."""
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data = data[written:]
-        offset += written
 
 
 def _part_count(program: Program) -> int:
