@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from modelbuild.engine.program import finished
 from modelbuild.kernels.convert import narrow, widen
 from modelbuild.methods.base import Request
 from modelbuild.methods.operations import operation
@@ -33,13 +34,24 @@ def run(name, params, inputs, dtype="F32", shape=None, cuts=()):
     node = node_of(name, params, inputs, dtype, shape)
     op = operation(name)
     whole = op.whole(node)
-    kernel = op.prepare(node, [inputs[i][1] for i in whole])
     streamed = [array.reshape(-1) for i, (_, array) in enumerate(inputs) if i not in whole]
     out = np.zeros(node.count, np.float32 if dtype == "F32" else np.uint16)
-    bounds = [0, *sorted({cut for cut in cuts if 0 < cut < node.count}), node.count]
-    for start, stop in pairwise(bounds):
-        scratch = np.full(max(op.scratch, 1) * (stop - start), np.nan, np.float32)
-        kernel(start, stop, [array[start:stop] for array in streamed], out[start:stop], scratch)
+    unit = op.unit(node)
+    bounds = [0, *sorted({cut - cut % unit for cut in cuts if unit <= cut < node.count}), node.count]
+
+    def stretches():
+        for start, stop in pairwise(bounds):
+            scratch = np.full(max(op.scratch(node), 1) * (stop - start), np.nan, np.float32)
+            yield start, stop, [array[start:stop] for array in streamed], scratch
+
+    def show(look):
+        for start, stop, tiles, scratch in stretches():
+            look(start, stop, tiles, scratch)
+
+    made = op.prepare(node, [inputs[i][1] for i in whole])
+    kernel = finished(made, show) if op.surveys(node) else made
+    for start, stop, tiles, scratch in stretches():
+        kernel(start, stop, tiles, out[start:stop], scratch)
     return out.reshape(node.shape)
 
 

@@ -116,4 +116,4 @@ def test_the_declaration():
     assert METHOD.base == "none"
     assert METHOD.parameter("weight").default is None
     assert METHOD.parameter("normalize").default is True
-    assert same_bits(METHOD.operation().scratch, 1)
+    assert same_bits(METHOD.operation().floats, 1)

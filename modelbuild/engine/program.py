@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from math import lcm
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from modelbuild.cache.nouns import Located
 from modelbuild.engine.block import BLOCK
@@ -18,7 +20,7 @@ from modelbuild.plan.node import ITEMSIZE, Node
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from modelbuild.methods.base import Kernel
+    from modelbuild.methods.base import Kernel, Look, Survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Read:
     node: Node
     slot: int
     located: Located | None
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class Program:
     """How to make a tile of `node`: the steps in order, the slot that holds the result, and what it takes.
 
     `slots` is the number of buffers of four bytes an element, `scratch` the float32 values an element besides.
-    `memory` are the bytes that whole inputs need for the tensor.
+    `memory` are the bytes that whole inputs need for the tensor. Stretches end at multiples of `unit` elements. Where
+    an operation `surveys` its inputs, one thread makes the whole tensor.
     """
 
     node: Node
@@ -53,6 +57,8 @@ class Program:
     slots: int
     scratch: int
     memory: int
+    unit: int = 1
+    surveys: bool = False
 
     @property
     def result(self) -> int:
@@ -64,9 +70,23 @@ class Program:
         """The steps that compute."""
         return tuple(step for step in self.steps if isinstance(step, Run))
 
+    def before(self, run: Run) -> tuple[Read | Run, ...]:
+        """The steps that make the inputs of `run`, in order."""
+        wanted = set(run.inputs)
+        found: list[Read | Run] = []
+        for step in reversed(self.steps[: run.index]):
+            if step.slot in wanted:
+                # An earlier step that used this slot made something else.
+                wanted.discard(step.slot)
+                wanted.update(step.inputs if isinstance(step, Run) else ())
+                found.append(step)
+        return tuple(reversed(found))
+
     @property
     def part(self) -> int:
         """Elements of a part: the least stretch that is whole checksum blocks of every tensor that is read or made."""
+        if self.surveys or self.unit > 1:
+            return max(1, self.node.count)
         return BLOCK // min(ITEMSIZE[step.node.dtype] for step in self.steps)
 
 
@@ -78,22 +98,25 @@ def compile_program(node: Node, cached: Mapping[str, Located], fresh: bool = Fal
     slot_of: dict[str, int] = {}
     steps: list[Read | Run] = []
     slots = scratch = memory = 0
+    unit, surveys = 1, False
     for position, (step_node, inputs) in enumerate(order):
         if not free:
             free.append(slots)
             slots += 1
         slot = slot_of[step_node.key] = free.pop()
         if not inputs and _stored(step_node, cached, fresh and step_node is node):
-            steps.append(Read(step_node, slot, cached.get(step_node.key)))
+            steps.append(Read(step_node, slot, cached.get(step_node.key), len(steps)))
             continue
         found = operation(step_node.operation)
         steps.append(Run(step_node, tuple(slot_of[used.key] for used in inputs), slot, len(steps)))
-        scratch = max(scratch, found.scratch)
+        scratch = max(scratch, found.scratch(step_node))
+        unit = lcm(unit, found.unit(step_node))
+        surveys |= found.surveys(step_node)
         memory += found.memory(step_node)
         for key in {used.key for used in inputs}:
             if last_use[key] == position:
                 free.append(slot_of[key])
-    return Program(node, tuple(steps), slots, scratch, memory)
+    return Program(node, tuple(steps), slots, scratch, memory, unit, surveys)
 
 
 def _stored(node: Node, cached: Mapping[str, Located], fresh: bool) -> bool:
@@ -123,11 +146,29 @@ def _order(node: Node, cached: Mapping[str, Located], fresh: bool) -> list[tuple
     return order
 
 
-def prepare(program: Program, whole: Callable[[Node], NDArray[Any]]) -> dict[int, Kernel]:
+Streaming: TypeAlias = "Callable[[Run, Mapping[int, Kernel], Look], None]"
+"""Streams the inputs of a step, which the kernels of the steps before it make, past a look."""
+
+
+def prepare(program: Program, whole: Callable[[Node], NDArray[Any]], stream: Streaming) -> dict[int, Kernel]:
     """The kernels of a program, by `Run.index`; `whole` gives an input whole, as raw elements in its shape."""
-    kernels = {}
+    kernels: dict[int, Kernel] = {}
     for run in program.runs:
         found = operation(run.node.operation)
         arrays = [whole(run.node.inputs[index]) for index in found.whole(run.node)]
-        kernels[run.index] = found.prepare(run.node, arrays)
+        made = found.prepare(run.node, arrays)
+        if found.surveys(run.node):
+            show = partial(stream, run, dict(kernels))
+            made = finished(cast("Survey", made), show)
+        kernels[run.index] = cast("Kernel", made)
     return kernels
+
+
+def finished(survey: Survey, stream: Callable[[Look], None]) -> Kernel:
+    """The kernel that a survey ends in, after `stream` has shown the inputs to all that it wants them shown to."""
+    while True:
+        try:
+            look = next(survey)
+        except StopIteration as end:
+            return cast("Kernel", end.value)
+        stream(look)

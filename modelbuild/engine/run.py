@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from modelbuild.cache.nouns import Located
+    from modelbuild.methods.base import Kernel, Look
 
 TILE = 256 * 1024
 """Elements of a tile at most: with their inputs they stay in a processor's own cache."""
 
 LEAST_TILE = 4 * 1024
+NO_CHECKS: Mapping[int, Running] = MappingProxyType({})
 RAW = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
 
 
@@ -154,11 +158,10 @@ class Runner:
             if isinstance(step, Read):
                 size = ITEMSIZE[step.node.dtype]
                 self._files.expect(step.node, step.located, part.start * size, (part.stop - part.start) * size)
-        kernels = self._kernels(progress)
+        kernels = self._kernels(progress, arena)
         stretch = _Stretch(self._files, progress, part.start, arena, kernels)
         written = 0
-        # Elements of 8 bytes, which are only ever copied, go by half tiles: slots hold 4 bytes an element.
-        width = arena.tile // 2 if ITEMSIZE[program.node.dtype] > 4 else arena.tile
+        width = _width(program, arena)
         for begin in range(part.start, part.stop, width):
             if self._stop.is_set():
                 return
@@ -169,26 +172,37 @@ class Runner:
             self._step(len(out))
         self._finish(progress, stretch, written)
 
-    def _kernels(self, progress: Progress) -> Any:
+    def _kernels(self, progress: Progress, arena: Arena) -> Any:
         """The kernels of a job; the first thread prepares them, within the memory budget."""
         with progress.lock:
             if progress.kernels is None:
                 program = progress.job.program
                 self._budget.take(program.memory)
-                progress.kernels = prepare(program, self._whole)
+                progress.kernels = prepare(program, self._whole, partial(self._show, program, arena))
             return progress.kernels
+
+    def _show(self, program: Program, arena: Arena, run: Run, kernels: Mapping[int, Kernel], look: Look) -> None:
+        """Streams the inputs of one step past a look, from the first element to the last."""
+        stretch = _Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
+        steps, width = program.before(run), _width(program, arena)
+        for begin in range(0, program.node.count, width):
+            if self._stop.is_set():
+                raise Cancelled
+            end = min(begin + width, program.node.count)
+            views = stretch.fill(steps, begin, end)
+            look(begin, end, [views[slot] for slot in run.inputs], arena.scratch)
 
     def _whole(self, node: Node) -> NDArray[Any]:
         """A tensor whole in memory, as raw elements in its shape."""
         raw = np.empty(node.count, RAW[node.dtype])
         program = compile_program(node, {})
         view = bytes_of(raw.view(np.uint8)) if node.count else memoryview(b"")
-        kernels = prepare(program, self._whole)
-        arena = Arena(TILE, program.slots, program.scratch)
+        arena = Arena(max(TILE, program.unit), program.slots, program.scratch)
+        kernels = prepare(program, self._whole, partial(self._show, program, arena))
         stretch = _Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
-        size = ITEMSIZE[node.dtype]
-        for begin in range(0, node.count, TILE):
-            end = min(begin + TILE, node.count)
+        size, width = ITEMSIZE[node.dtype], _width(program, arena)
+        for begin in range(0, node.count, width):
+            end = min(begin + width, node.count)
             view[begin * size : end * size] = stretch.tile(begin, end)
         self._count(stretch.bytes_read, 0)
         return raw.reshape(node.shape)
@@ -261,27 +275,33 @@ class _Stretch:
 
     def tile(self, begin: int, end: int) -> memoryview:
         """The bytes of elements [begin, end), in a slot that the next call overwrites."""
-        count = end - begin
+        views = self.fill(self._program.steps, begin, end, self._reads)
+        made = bytes_of(self._arena.slots[self._program.result][: (end - begin) * ITEMSIZE[self._program.node.dtype]])
+        self._out.update(made)
+        if self._count_nonfinite is not None:
+            self.nonfinite += self._count_nonfinite(views[self._program.result])
+        return made
+
+    def fill(
+        self, steps: Sequence[Read | Run], begin: int, end: int, checks: Mapping[int, Running] = NO_CHECKS
+    ) -> dict[int, NDArray[Any]]:
+        """What the slots hold once `steps` have made elements [begin, end); reads with `checks` go through them."""
         views: dict[int, NDArray[Any]] = {}
-        for index, step in enumerate(self._program.steps):
+        for step in steps:
             size = ITEMSIZE[step.node.dtype]
-            raw = self._arena.slots[step.slot][: count * size]
+            raw = self._arena.slots[step.slot][: (end - begin) * size]
             if isinstance(step, Read):
                 data = bytes_of(raw)
                 self._files.read(step.node, step.located, data, begin * size)
-                self.bytes_read += count * size
-                if index in self._reads:
-                    self._reads[index].update(data)
+                self.bytes_read += len(data)
+                if step.index in checks:
+                    checks[step.index].update(data)
                 views[step.slot] = raw.view(RAW.get(step.node.dtype, np.uint8))
                 continue
             out = raw.view(RAW[step.node.dtype])
             self._compute(step, begin, end, views, out)
             views[step.slot] = out
-        made = bytes_of(self._arena.slots[self._program.result][: count * ITEMSIZE[self._program.node.dtype]])
-        self._out.update(made)
-        if self._count_nonfinite is not None:
-            self.nonfinite += self._count_nonfinite(views[self._program.result])
-        return made
+        return views
 
     def _compute(self, step: Run, begin: int, end: int, views: dict[int, NDArray[Any]], out: NDArray[Any]) -> None:
         inputs = [views[slot] for slot in step.inputs]
@@ -318,9 +338,23 @@ def _parts(jobs: Sequence[Job]) -> Iterator[_Part]:
 
 
 def _tile_size(jobs: Sequence[Job], threads: int, limits: Limits) -> tuple[int, int]:
-    """Elements of a tile, and the bytes that all threads' buffers take: at most half of the memory budget."""
+    """Elements of a tile, and the bytes that all threads' buffers take: at most half of the memory budget.
+
+    A row that may not be parted fits a tile, whatever the budget says.
+    """
     widest = max((4 * (job.program.slots + job.program.scratch) for job in jobs), default=4)
     tile = limits.tile
     while tile > LEAST_TILE and tile * widest * threads > limits.memory // 2:
         tile //= 2
+    tile = max([tile, *(job.program.unit for job in jobs)])
     return tile, tile * widest * threads
+
+
+def _width(program: Program, arena: Arena) -> int:
+    """Elements of a stretch: as many as fit a tile, in whole units.
+
+    Elements of 8 bytes, which are only ever copied, go by half tiles: slots hold 4 bytes an element.
+    """
+    if ITEMSIZE[program.node.dtype] > 4:
+        return arena.tile // 2
+    return arena.tile - arena.tile % program.unit

@@ -25,7 +25,7 @@ VERSION = 1
 class Cast(Streamed):
     """The operation: one input."""
 
-    scratch = 1
+    floats = 1
 
     def prepare(self, node: Node, whole: Sequence[NDArray[Any]]) -> Kernel:
         """The kernel of the conversion for one tensor."""

@@ -6,7 +6,7 @@ neither numpy nor numba at the top; `Method.operation` names the module's own cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -76,7 +76,8 @@ class Kernel(Protocol):
     """Computes elements [start, stop) of the flat output, in C order, from the same stretch of the streamed inputs.
 
     Arrays are the raw elements: uint16 for BF16 and F16, float32 for F32. `scratch` is float32, at least
-    `Operation.scratch` times the stretch, the thread's own. Called from many threads at once.
+    `Operation.scratch` times the stretch, the thread's own. Called from many threads at once. A stretch starts and ends
+    at multiples of `Operation.unit`, or at the tensor's end.
     """
 
     def __call__(
@@ -85,11 +86,32 @@ class Kernel(Protocol):
         """Fills `out` with elements [start, stop)."""
 
 
+class Look(Protocol):
+    """Looks at elements [start, stop) of the streamed inputs before anything is computed; see `Kernel`.
+
+    Called from one thread, for one stretch after the other, from the first element to the last.
+    """
+
+    def __call__(self, start: int, stop: int, inputs: Sequence[NDArray[Any]], scratch: NDArray[Any]) -> None:
+        """Takes in elements [start, stop)."""
+
+
+Survey: TypeAlias = "Generator[Look, None, Kernel]"
+"""How an operation that has to know its inputs before it computes gets to know them: the inputs are streamed once past
+each `Look` that it yields, and it returns the kernel. It reads like the method's definition, pass by pass."""
+
+
 class Operation(Protocol):
     """How the engine computes a node. Stateless; `prepare` is called once for each output tensor."""
 
-    scratch: int
-    """float32 values of scratch for each element of a tile."""
+    def scratch(self, node: Node) -> int:
+        """float32 values of scratch for each element of a tile."""
+
+    def unit(self, node: Node) -> int:
+        """Elements that are never parted between two stretches: 1, or those of a row."""
+
+    def surveys(self, node: Node) -> bool:
+        """Whether the inputs are looked at before anything is computed: `prepare` then gives a survey."""
 
     def whole(self, node: Node) -> tuple[int, ...]:
         """Which inputs are needed whole in memory (factors of an adapter); the others are streamed."""
@@ -97,8 +119,8 @@ class Operation(Protocol):
     def memory(self, node: Node) -> int:
         """Bytes held while the tensor is computed, besides tiles: the whole inputs and what is made of them."""
 
-    def prepare(self, node: Node, whole: Sequence[NDArray[Any]]) -> Kernel:
-        """The kernel for one tensor, given its whole inputs as raw arrays in their shapes."""
+    def prepare(self, node: Node, whole: Sequence[NDArray[Any]]) -> Kernel | Survey:
+        """The kernel for one tensor, or the survey that ends in it, given its whole inputs as raw arrays in shape."""
 
 
 @dataclass(frozen=True, slots=True)

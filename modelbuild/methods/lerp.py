@@ -38,7 +38,7 @@ def step(request: Request) -> Step:
 class Lerp(Streamed):
     """The operation: inputs are the base and the model."""
 
-    scratch = 2
+    floats = 2
 
     def prepare(self, node: Node, whole: Sequence[NDArray[Any]]) -> Kernel:
         """The kernel of the line for one tensor."""

@@ -47,7 +47,7 @@ def step(request: Request) -> Step:
 class Linear(Streamed):
     """The operation: inputs are the models at a weight that is not 0."""
 
-    scratch = 1
+    floats = 1
 
     def prepare(self, node: Node, whole: Sequence[NDArray[Any]]) -> Kernel:
         """The kernel of the weighted sum for one tensor."""

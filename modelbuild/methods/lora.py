@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from modelbuild.methods.base import Compute, Kernel, Method, Parameter, Request, Step, Take
+from modelbuild.methods.streamed import Streamed
 from modelbuild.methods.weights import to_float32
 
 if TYPE_CHECKING:
@@ -104,10 +105,10 @@ def step(request: Request) -> Step:
     return Take(-1)
 
 
-class Lora:
+class Lora(Streamed):
     """The operation: inputs are the base, then each term's left and right factor, replacement or addition."""
 
-    scratch = 3
+    floats = 3
 
     def whole(self, node: Node) -> tuple[int, ...]:
         """The factors of the low-rank terms; base and replacements are streamed."""

@@ -35,7 +35,7 @@ def step(request: Request) -> Step:
 class Passthrough(Streamed):
     """The operation: one input times a factor."""
 
-    scratch = 1
+    floats = 1
 
     def prepare(self, node: Node, whole: Sequence[NDArray[Any]]) -> Kernel:
         """The kernel of the factor for one tensor."""

@@ -11,6 +11,21 @@ if TYPE_CHECKING:
 class Streamed:
     """The part of an operation that is the same for all that only stream; see methods/base.py."""
 
+    floats = 1
+    """float32 values of scratch for each element, where their number is always the same."""
+
+    def scratch(self, node: Node) -> int:
+        """As many float32 values for each element as `floats` says."""
+        return self.floats
+
+    def unit(self, node: Node) -> int:
+        """A stretch may end anywhere."""
+        return 1
+
+    def surveys(self, node: Node) -> bool:
+        """One pass is enough."""
+        return False
+
     def whole(self, node: Node) -> tuple[int, ...]:
         """No input is needed whole."""
         return ()

@@ -50,7 +50,7 @@ def step(request: Request) -> Step:
 class TaskArithmetic(Streamed):
     """The operation: inputs are the base and the models at a weight that is not 0."""
 
-    scratch = 3
+    floats = 3
 
     def prepare(self, node: Node, whole: Sequence[NDArray[Any]]) -> Kernel:
         """The kernel of the sum of task vectors for one tensor."""

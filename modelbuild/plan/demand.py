@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from modelbuild.methods.operations import operation
 from modelbuild.modelfile.spec import Adapter, Merge, Quantize, Spec
 from modelbuild.plan.node import Node
 from modelbuild.plan.planned import Plan, Planned
@@ -43,6 +44,7 @@ def demand(plan: Plan, stored: Collection[str], ready: Collection[str] = ()) -> 
     asked: dict[str, dict[str, set[str]]] = {artifact.name: {} for artifact in built}
     needs: dict[str, Need] = {}
     made_before = _made_before(plan, built)
+    surveyed: set[str] = set()
     for artifact in reversed(built):
         need = needs[artifact.name] = Need()
         whole = artifact.name in plan.targets
@@ -56,8 +58,9 @@ def demand(plan: Plan, stored: Collection[str], ready: Collection[str] = ()) -> 
             _sort(need, name, node, owner[node.key] == artifact.name)
             if node.operation != "source" or artifact.decisions:
                 _ask(artifact, name, node, asked)
+                surveyed |= _surveyed(node)
         if not whole:
-            _keep(plan.spec, artifact, need, asked[artifact.name], made_before)
+            _keep(plan.spec, artifact, need, asked[artifact.name], made_before, surveyed)
     return {name: need for name, need in reversed(needs.items()) if need.count}
 
 
@@ -88,6 +91,13 @@ def _ask(artifact: Planned, name: str, node: Node, asked: Mapping[str, dict[str,
             asked[other].setdefault(key, set()).add(node.key)
 
 
+def _surveyed(node: Node) -> set[str]:
+    """The keys of inputs that are read more than once for this one tensor."""
+    if node.operation == "source" or not operation(node.operation).surveys(node):
+        return set()
+    return {read.key for read in node.inputs}
+
+
 def _made_before(plan: Plan, built: Sequence[Planned]) -> set[str]:
     """The keys that are in the cache by the time the last target is made: those of all targets before it."""
     order = [artifact for artifact in built if artifact.name in plan.targets]
@@ -95,12 +105,17 @@ def _made_before(plan: Plan, built: Sequence[Planned]) -> set[str]:
 
 
 def _keep(
-    spec: Spec, artifact: Planned, need: Need, asked: Mapping[str, set[str]], made_before: Collection[str]
+    spec: Spec,
+    artifact: Planned,
+    need: Need,
+    asked: Mapping[str, set[str]],
+    made_before: Collection[str],
+    surveyed: Collection[str],
 ) -> None:
     """Chooses which computed tensors of an intermediate are written to the cache on the way.
 
     `asked` gives, for the key of a tensor, the keys of the tensors that are made from it, or are it: where there are
-    several, it is spilled once rather than computed for each.
+    several, it is spilled once rather than computed for each. So is one of `surveyed`, which is read in several passes.
     """
     if not need.computed:
         return
@@ -112,7 +127,8 @@ def _keep(
         need.kept, need.keep_reason = list(need.computed), "`keep = true`"
         return
     loose = [name for name in need.computed if artifact.tensors[name].key not in made_before]
-    shared = [name for name in loose if len(asked[artifact.tensors[name].key]) > 1]
+    keys = {name: artifact.tensors[name].key for name in loose}
+    shared = [name for name, key in keys.items() if len(asked[key]) > 1 or key in surveyed]
     costly = [name for name in loose if _rank(artifact.tensors[name]) >= WIDE]
     need.kept = [name for name in need.computed if name in {*shared, *costly}]
     if need.kept:
