@@ -64,12 +64,19 @@ Step: TypeAlias = "Take | Compute | Refuse"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a method is asked for one output tensor: nodes, all of one shape and floating, and resolved parameters."""
+    """What a method is asked for one output tensor: nodes, all of one shape and floating, and resolved parameters.
+
+    `tensor` is the output tensor's name, `names` what the Modelfile calls the inputs, `seed` the merge's: together they
+    say which random numbers a method draws.
+    """
 
     base: Node | None
     inputs: tuple[Node, ...]
     shared: Mapping[str, Scalar | None]
     per_input: Sequence[Mapping[str, Scalar | None]]
+    tensor: str = ""
+    names: tuple[str, ...] = ()
+    seed: int = 0
 
 
 class Kernel(Protocol):
@@ -142,6 +149,8 @@ class Method:
     takes: Literal["models", "adapters"] = "models"
     step: Callable[[Request], Step] | None = None
     operation: Callable[[], Operation] | None = None
+    random: bool = False
+    """Whether the method draws random numbers: then the seed is among the reasons of a build."""
 
     def parameter(self, name: str) -> Parameter | None:
         """The declaration of the parameter `name`, if the method has it."""

@@ -298,15 +298,17 @@ def _tensor(spec: Spec, merge: Merge, method: Method, row: Row, misfits: Misfits
     if missing := [label for label, value, needed in _required(method, labels) if value is None and needed]:
         misfits.unset(row, missing)
         return asis
-    step = (
-        method.step(Request(base, found, shared, per_input)) if method.step else Refuse("the method is not built yet")
-    )
+    seed = spec.settings.seed if merge.seed is None else merge.seed
+    names = tuple(entry.name for entry in row.inputs)
+    request = Request(base, found, shared, per_input, row.name, names, seed)
+    step = method.step(request) if method.step else Refuse("the method is not built yet")
     if isinstance(step, Refuse):
         misfits.refused(row, step.reason)
         return asis
-    named = tuple(zip([e.name for e in row.inputs], [n.key for n in found], strict=True))
+    named = tuple(zip(names, [n.key for n in found], strict=True))
     named = ((row.donor, own.key), *named) if base is not None else named
-    decision = Decision(tuple((label, value) for label, value, _ in labels), named)
+    told = [(label, value) for label, value, _ in labels] + ([("seed", seed)] if method.random else [])
+    decision = Decision(tuple(told), named)
     if isinstance(step, Take):
         taken = own if step.index < 0 else found[step.index]
         return cast(taken, wanted), decision
