@@ -1,11 +1,14 @@
-"""Running one operation on small arrays, as the engine would: whole inputs first, then stretches of the others."""
+"""Running operations and kernels on small arrays, as the engine would: in stretches, whole inputs first."""
 
 from itertools import pairwise
 
 import numpy as np
 
 from modelbuild.engine.program import finished
+from modelbuild.kernels.combination import Combination
 from modelbuild.kernels.convert import narrow, widen
+from modelbuild.kernels.gram import Gram
+from modelbuild.kernels.vectors import GRAIN
 from modelbuild.methods.base import Request
 from modelbuild.methods.operations import operation
 from modelbuild.plan.node import Node, operation_node
@@ -65,3 +68,45 @@ def same_bits(a, b):
     """Whether two float32 arrays are equal to the bit, any NaN being as good as another."""
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
+
+
+def tensors(count, shape=(6, 500), seed=0, spread=1e-2, dtype="F32"):
+    """Raw tensors that differ from each other a little, as models of one family do."""
+    rng = np.random.default_rng(seed)
+    common = rng.standard_normal(shape)
+    return [raw(common + spread * rng.standard_normal(shape), dtype) for _ in range(count)]
+
+
+def differences(inputs, dtype="F32"):
+    """The inputs but the first, less the first, in float32, flat."""
+    first, *others = (values(array, dtype).reshape(-1) for array in inputs)
+    return [other - first for other in others]
+
+
+def measured(gram, inputs, count, step, order=1):
+    """The Gram matrices of inputs measured in stretches of `step`, the last ones first where `order` is -1."""
+    flat = [array.reshape(-1) for array in inputs]
+    for start in list(range(0, count, step))[::order]:
+        stop = min(start + step, count)
+        gram.measure(start, stop, [array[start:stop] for array in flat])
+    return gram.result()
+
+
+def matrix(inputs, columns=None, anchored=False, dtype="F32", step=GRAIN, order=1):
+    """The Gram matrices of inputs, measured in stretches of `step`."""
+    count = inputs[0].size
+    gram = Gram([dtype] * len(inputs), count, count if columns is None else columns, anchored=anchored)
+    return measured(gram, inputs, count, step, order)
+
+
+def combine(inputs, coefficients, columns=None, anchored=False, by_column=False, dtypes=None, dtype="F32", cuts=()):
+    """The raw combination of inputs with coefficients, computed in the stretches between `cuts`."""
+    count = inputs[0].size
+    dtypes = dtypes or ["F32"] * len(inputs)
+    columns = count if columns is None else columns
+    mix = Combination(dtypes, dtype, np.asarray(coefficients), columns, anchored=anchored, by_column=by_column)
+    out = np.zeros(count, np.float32 if dtype == "F32" else np.uint16)
+    flat = [array.reshape(-1) for array in inputs]
+    for start, stop in pairwise([0, *sorted({cut for cut in cuts if 0 < cut < count}), count]):
+        mix.run(start, stop, [array[start:stop] for array in flat], out[start:stop])
+    return out.reshape(inputs[0].shape)

@@ -49,6 +49,16 @@ def integers(address: int) -> Pointer:
     raise NotImplementedError
 
 
+def doubles(address: int) -> Pointer:
+    """The float64 values in memory from `address` on."""
+    raise NotImplementedError
+
+
+def words32(address: int) -> Pointer:
+    """The uint32 values in memory from `address` on."""
+    raise NotImplementedError
+
+
 def _fused(context: LLVM, a: LLVM, b: LLVM, c: LLVM) -> tuple[LLVM, LLVM]:
     from numba import types
 
@@ -85,6 +95,8 @@ def _register() -> None:
         (halves, types.uint16),
         (words, types.uint64),
         (integers, types.int64),
+        (doubles, types.float64),
+        (words32, types.uint32),
     ):
         _overload_pointer(function, _pointer(element))
 
