@@ -83,12 +83,16 @@ def settled(
     return done
 
 
-def nonfinite_notes(outcome: Outcome) -> tuple[str, ...]:
-    """A sentence for tensors that hold NaN or infinities."""
-    if not outcome.nonfinite:
-        return ()
-    names = [f"`{name}` ({count})" for name, count in sorted(outcome.nonfinite.items())]
-    return (f"NaN or infinite values in {first_five(names)}",)
+def warnings_of(outcome: Outcome) -> tuple[str, ...]:
+    """Sentences for tensors that hold NaN or infinities, and for what operations found amiss with their inputs."""
+    told = [
+        f"the inputs of {first_five([f'`{name}`' for name in sorted(names)])} are {text}"
+        for text, names in sorted(outcome.tally.warnings.items())
+    ]
+    if outcome.nonfinite:
+        names = [f"`{name}` ({count})" for name, count in sorted(outcome.nonfinite.items())]
+        told.append(f"NaN or infinite values in {first_five(names)}")
+    return tuple(told)
 
 
 def first_five(names: Sequence[str]) -> str:

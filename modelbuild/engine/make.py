@@ -159,6 +159,8 @@ def _run(
         tally.read += runner.tally.read
         tally.written += runner.tally.written
         tally.peak = max(tally.peak, runner.tally.peak)
+        for text, names in runner.tally.warnings.items():
+            tally.warnings.setdefault(text, []).extend(names)
         for key, seconds in runner.tally.spent.items():
             tally.spent[key] = tally.spent.get(key, 0.0) + seconds
 

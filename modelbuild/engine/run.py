@@ -178,7 +178,8 @@ class Runner:
             if progress.kernels is None:
                 program = progress.job.program
                 self._budget.take(program.memory)
-                progress.kernels = prepare(program, self._whole, partial(self._show, program, arena))
+                show, warn = partial(self._show, program, arena), partial(self._warn, progress.job.names)
+                progress.kernels = prepare(program, self._whole, show, warn)
             return progress.kernels
 
     def _show(self, program: Program, arena: Arena, run: Run, kernels: Mapping[int, Kernel], look: Look) -> None:
@@ -192,13 +193,17 @@ class Runner:
             views = stretch.fill(steps, begin, end)
             look(begin, end, [views[slot] for slot in run.inputs], arena.scratch)
 
+    def _warn(self, names: Sequence[str], text: str) -> None:
+        with self._lock:
+            self.tally.warnings.setdefault(text, []).extend(names)
+
     def _whole(self, node: Node) -> NDArray[Any]:
         """A tensor whole in memory, as raw elements in its shape."""
         raw = np.empty(node.count, RAW[node.dtype])
         program = compile_program(node, {})
         view = bytes_of(raw.view(np.uint8)) if node.count else memoryview(b"")
         arena = Arena(max(TILE, program.unit), program.slots, program.scratch)
-        kernels = prepare(program, self._whole, partial(self._show, program, arena))
+        kernels = prepare(program, self._whole, partial(self._show, program, arena), lambda text: None)
         stretch = _Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
         size, width = ITEMSIZE[node.dtype], _width(program, arena)
         for begin in range(0, node.count, width):
@@ -357,4 +362,4 @@ def _width(program: Program, arena: Arena) -> int:
     """
     if ITEMSIZE[program.node.dtype] > 4:
         return arena.tile // 2
-    return arena.tile - arena.tile % program.unit
+    return arena.tile - arena.tile % (program.unit if program.unit > 1 else LEAST_TILE)
