@@ -1,5 +1,7 @@
 """Every method on whole models: mergekit's numbers, and the same bytes whatever the machine has to work with."""
 
+import sys
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from merging import MergeWorld
 from recipes import RECIPES
 
-from modelbuild.engine import run as engine_run
+from modelbuild.engine.run import Limits
+from modelbuild.engine.stretch import LEAST_TILE
 from modelbuild.methods.registry import methods
 
 SIZE = {"layers": 2, "hidden": 64, "intermediate": 320, "vocab": 264}
@@ -76,8 +79,7 @@ def test_the_same_bytes_for_any_threads_memory_and_tile(recipe, merges, monkeypa
     expected = merges(recipe, "bfloat16", jobs=1).bytes("m")
     assert merges(recipe, "bfloat16", jobs=4).bytes("m") == expected
     assert merges(recipe, "bfloat16", jobs=2, memory="1MB").bytes("m") == expected
-    monkeypatch.setattr(engine_run, "TILE", engine_run.LEAST_TILE)
-    monkeypatch.setattr(engine_run.Limits.__init__, "__defaults__", (engine_run.LEAST_TILE,))
+    monkeypatch.setattr(sys.modules["modelbuild.build"], "Limits", partial(Limits, tile=LEAST_TILE))
     assert merges(recipe, "bfloat16", jobs=3).bytes("m") == expected
 
 

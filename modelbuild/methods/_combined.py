@@ -65,6 +65,8 @@ class Combined(Streamed):
             gram.measure(start, stop, inputs)
 
         yield measure
+        if node.count == 0:
+            return nothing
         span = Span(gram.result(), anchored)
         if span.size > 1 and span.lowest_cosine() < OPPOSITE:
             yield "nearly opposite to each other, so that the least difference decides what is between them"
@@ -87,3 +89,7 @@ class Combined(Streamed):
         if by == "row":
             return by, node.shape[-1]
         return by, node.count // node.shape[0]
+
+
+def nothing(start: int, stop: int, inputs: Sequence[NDArray[Any]], out: NDArray[Any], scratch: NDArray[Any]) -> None:
+    """The kernel of a tensor without elements."""
