@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from modelbuild.engine.make import Outcome
 from modelbuild.plan.demand import Need, demand
 from modelbuild.plan.node import Node
 from modelbuild.result import ArtifactResult, Counts
 from modelbuild.session import Session
+
+if TYPE_CHECKING:
+    from modelbuild.engine.make import Outcome
 
 
 def first_result(session: Session, name: str, need: Need) -> ArtifactResult:
