@@ -149,7 +149,8 @@ def test_variables_stand_in_for_options_and_options_win():
     "line",
     [
         "", "build --help", "--help", "build -j4", "build --jobs=4", "build --jobs", "build --cache -x", "build --",
-        "why m", "lock", "--json build", "build -f x", "cache dir", "biuld", "build --jobs many", "plan --jobs 2", "--version",
+        "why m", "lock", "--json build", "build -f x", "cache dir", "biuld", "build --jobs many", "plan --jobs 2",
+        "--version",
     ],
 )  # fmt: skip
 def test_words_that_are_not_plain_are_left_to_the_library(line):
@@ -169,6 +170,7 @@ LIBRARIES = {"typer", "click", "rich", "pydantic"}
 
 @pytest.mark.parametrize("words", ["plan", "build", "build --no-cache --json", "plan --set merge.violet.t=0.5 violet"])
 def test_a_plain_build_or_plan_imports_no_library_for_command_lines_or_schemas(violet, words):
+    violet.from_nothing()  # compiles the kernels, once for each machine
     found = {name.partition(".")[0] for name in violet.imports(*words.split())}
     assert found & (LIBRARIES | {"numba", "torch"}) == set()
 
