@@ -29,6 +29,8 @@ class LegacyFile:
         self._position = 0
         self._pickled = 0
         self._reads: list[tuple[int, int, int]] = []
+        self.short = False
+        """Whether the file ended inside its storages."""
 
     def read(self, count: int = -1) -> bytes:
         """Bytes of a pickle; Malformed where the file ends before or the pickles become too long."""
@@ -58,16 +60,22 @@ class LegacyFile:
             raise Malformed(f"has pickles of more than {self._limit} bytes")
 
     def readinto(self, buffer: Buffer) -> int:
-        """A length, or the bytes of a storage: where they lie is kept, and only a few of them are read."""
+        """A length, or the bytes of a storage: where they lie is kept, and only a few of them are read.
+
+        Gives 0 bytes where the file ends before: torch calls this from where an error of ours would be lost.
+        """
         import ctypes
 
         view = memoryview(buffer).cast("B")
         count = len(view)
         if self._position + count > self._size:
-            raise Malformed(f"is cut short: it ends at byte {self._size}, inside its storages")
+            self.short = True
+            return 0
         self._reads.append((ctypes.addressof(ctypes.c_char.from_buffer(view)), self._position, count))
         if count < READ_BELOW:
-            view[:] = os.pread(self._descriptor, count, self._position)
+            data = os.pread(self._descriptor, count, self._position)
+            view[: len(data)] = data
+            count = len(data)
         self._position += count
         return count
 

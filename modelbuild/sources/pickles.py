@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -139,6 +137,8 @@ def _text(file: int, member: Member) -> bytes:
     if member.size > PICKLE_LIMIT:
         raise Malformed(f"has {member.size} bytes in {show(member.name)}; the limit is {PICKLE_LIMIT}")
     text = read_exactly(file, member.size, member.offset)
+    import zlib
+
     if member.crc and zlib.crc32(text) != member.crc:
         raise Malformed(f"is damaged: {show(member.name)} does not have its checksum")
     return text
@@ -146,6 +146,8 @@ def _text(file: int, member: Member) -> bytes:
 
 def _skeleton(pickle: bytes, folder: str, members: Mapping[str, Member]) -> tuple[BinaryIO, dict[int, Member]]:
     """A file of torch.save with this pickle and empty storages, and which storage each place in it stands for."""
+    import zipfile
+
     stored = {name: member for name, member in members.items() if name.startswith(f"{folder}/data/")}
     file = io.BytesIO()
     places: dict[int, Member] = {}
@@ -164,7 +166,12 @@ def _skeleton(pickle: bytes, folder: str, members: Mapping[str, Member]) -> tupl
 
 def _read_legacy(file: int, size: int) -> Header:
     stand_in = LegacyFile(file, size, PICKLE_LIMIT)
-    loaded = _load(stand_in, "cpu")
+    try:
+        loaded = _load(stand_in, "cpu")
+    except Malformed:
+        if stand_in.short:
+            raise Malformed("is cut short: it ends inside its storages") from None
+        raise
     stand_in.check_end()
 
     def find(storage: torch.UntypedStorage) -> Place:

@@ -138,11 +138,10 @@ def _start(name: str, value: torch.Tensor, shape: tuple[int, ...], strides: tupl
         return 0
     place = find(storage)
     if place.nbytes != storage.nbytes():
-        told = f"{storage.nbytes()} bytes, and has {place.nbytes} for it"
-        raise Malformed(f"says that the storage of {show(name)} has {told}")
+        raise Malformed(f"needs {storage.nbytes()} bytes for the storage of {show(name)}, and has {place.nbytes}")
     first = int(value.storage_offset())
     last = first + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min(first, *strides) < 0 or (last + 1) * value.element_size() > place.nbytes:
+    if any(number < 0 for number in (first, *strides)) or (last + 1) * value.element_size() > place.nbytes:
         raise Malformed(f"lets {show(name)} reach past its storage")
     return place.offset + first * value.element_size()
 
