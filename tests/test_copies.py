@@ -1,4 +1,4 @@
-"""Tensors whose bytes do not lie in order: gathered in pieces, kept in the cache, checked, and made again if damaged."""
+"""Tensors whose bytes do not lie in order: gathered in pieces, kept in the cache, checked, made again if damaged."""
 
 import hashlib
 import os
@@ -185,7 +185,9 @@ def test_a_copy_with_a_flipped_bit_is_made_again(file, memory, copy, position):
     assert made_again(file, memory, copy)
 
 
-@pytest.mark.parametrize("change", [lambda d: b"", lambda d: d[:-1], lambda d: d + b"x", lambda d: d[:20], lambda d: b"z"])
+@pytest.mark.parametrize(
+    "change", [lambda d: b"", lambda d: d[:-1], lambda d: d + b"x", lambda d: d[:20], lambda d: b"z"]
+)
 def test_a_copy_that_is_cut_or_longer_is_made_again(file, memory, copy, change):
     rewrite(copy, change(copy.read_bytes()))
     assert made_again(file, memory, copy)

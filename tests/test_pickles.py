@@ -1,5 +1,6 @@
 """Files of torch.save: their tensors are those that torch loads, and no file runs anything or is believed unchecked."""
 
+import contextlib
 import os
 import pickle
 import warnings
@@ -65,7 +66,8 @@ def as_loaded(loaded):
     """The same of tensors that torch loaded."""
 
     def raw(tensor):
-        return bytes(tensor.detach().contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else b""
+        ordered = tensor.detach().clone(memory_format=torch.contiguous_format).flatten()
+        return ordered.view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
     name = {f"torch.{theirs}": ours for theirs, ours in DTYPES.items()}
     return {key: (name[str(t.dtype)], tuple(t.shape), raw(t)) for key, t in loaded.items()}
@@ -223,7 +225,10 @@ def test_numbers_and_texts_among_the_tensors_are_left_out_with_a_note(path, old)
     [
         ([torch.ones(1)], "it has list for its contents"),
         (torch.ones(1), "it has Tensor for its contents"),
-        ({"state_dict": {"w": torch.ones(1)}, "model": {"w": torch.ones(1)}}, "several state dicts: `state_dict`, `mod"),
+        (
+            {"state_dict": {"w": torch.ones(1)}, "model": {"w": torch.ones(1)}},
+            "several state dicts: `state_dict`, `mod",
+        ),
         ({"ema": {"w": torch.ones(1)}}, "it holds no tensors, but `ema`"),
         ({"w": torch.ones(1), "inner": {"v": torch.ones(1)}}, "it holds a dict called `inner`, which is no tensor"),
         ({"w": torch.ones(1), "list": [torch.ones(1)]}, "it holds a list called `list`, which is no tensor"),
@@ -236,7 +241,6 @@ def test_numbers_and_texts_among_the_tensors_are_left_out_with_a_note(path, old)
         ({"w": torch.ones(2, dtype=torch.complex64).conj()}, "holds `w` as a conjugated or negated view"),
         ({"w": torch.ones(2, dtype=torch.complex64).conj().imag}, "holds `w` as a conjugated or negated view"),
         ({"w": torch.eye(2).to_sparse()}, "holds `w` as a sparse tensor"),
-        ({"w": torch.eye(2).to_sparse_csr()}, "sparse"),
         ({"w": torch.empty(2, device="meta")}, "is"),
     ],
 )
@@ -478,7 +482,5 @@ def test_whatever_is_written_over_a_file_it_is_refused_or_has_its_tensors_inside
 def test_any_pickle_is_refused_or_has_no_tensors(tmp_path_factory, old, data):
     path = tmp_path_factory.mktemp("f") / "file.bin"
     write_legacy(path, data, {}) if old else write_zip(path, data, {})
-    try:
+    with contextlib.suppress(BuildFailed):
         assert header(path).tensors == ()
-    except BuildFailed:
-        pass
