@@ -309,13 +309,13 @@ def test_pickled_modules_and_arrays_are_refused_with_what_they_ask_for(path, old
     assert "asks for `numpy." in refusal(save(path, {"w": torch.ones(2).numpy()}, old))
 
 
-def test_a_torch_that_can_be_fooled_is_not_used(path, monkeypatch):
+def test_a_torch_that_is_too_old_is_not_used(path, monkeypatch):
     save(path, {"w": torch.ones(1)})
-    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cu128")
     text = refusal(path)
-    assert "error: files of torch.save need torch 2.10 or later" in text
-    assert "torch 2.9.1+cu128 is installed" in text
-    monkeypatch.setattr(torch, "__version__", "2.10.0a0+git1")
+    assert "error: files of torch.save need torch 2.11 or later" in text
+    assert "torch 2.10.1+cu128 is installed" in text
+    monkeypatch.setattr(torch, "__version__", "2.11.0a0+git1")
     header(path)
     monkeypatch.setattr(torch, "__version__", "unknown")
     refusal(path)

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 PICKLE_LIMIT = 16 * 2**20
 """Bytes that the pickles of a file may have: about 100,000 tensors."""
 
-OLDEST = (2, 10)
-"""The first torch whose `weights_only` is not known to be fooled (GHSA-63cw-57p8-fm3p)."""
+OLDEST = (2, 11)
+"""The first torch that loads to the meta device without reading weights; `weights_only` could be fooled before 2.10
+(GHSA-63cw-57p8-fm3p)."""
 
 SUFFIXES = (".bin", ".pt", ".pth")
 """How the names of files of torch.save end."""
@@ -86,8 +87,8 @@ def _check_torch() -> None:
         raise BuildFailed("files of torch.save need torch to be read", facts=[str(error)], hint=hint) from None
     found = _VERSION.match(installed)
     if found is None or (int(found[1]), int(found[2])) < OLDEST:
-        fact = f"torch {installed} is installed, whose `weights_only` a file can get around"
-        raise BuildFailed(f"files of torch.save need torch {OLDEST[0]}.{OLDEST[1]} or later", facts=[fact], hint=hint)
+        facts = [f"torch {installed} is installed", "a file can get around the `weights_only` of torch before 2.10"]
+        raise BuildFailed(f"files of torch.save need torch {OLDEST[0]}.{OLDEST[1]} or later", facts=facts, hint=hint)
 
 
 def _read(file: int, size: int) -> Header:
