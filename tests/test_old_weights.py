@@ -313,6 +313,20 @@ def test_a_file_that_is_edited_is_looked_into_again(world):
     assert not any(np.array_equal(before[name][1], after[name][1]) for name in before)
 
 
+def test_inspect_shows_old_files_as_it_shows_safetensors(violet):
+    pickled = in_place_of_safetensors(violet, "red", "style", legacy=True)
+    save(pickled.root / "red" / "training_args.bin", {"x": Call(print, "no")})
+    for name, file in (("red", "pytorch_model.bin"), ("style", "adapter_model.bin")):
+        before, after = (json.loads(w.run("inspect", name, "--json").stdout) for w in (violet, pickled))
+        assert {t.pop("file") for t in after["tensors"]} == {file}
+        assert len({t.pop("file") for t in before["tensors"]}) == 1
+        assert before == after
+        assert json.loads(pickled.run("inspect", f"{name}/{file}", "--json").stdout)["tensors"]
+    refused = pickled.run("inspect", "red/training_args.bin")
+    assert refused.returncode == 1
+    assert "holds more than weights" in refused.stderr
+
+
 # --- buffers ----------------------------------------------------------------------------------------------------------
 
 MASK = ("U8", np.tril(np.ones((1, 1, 8, 8), np.uint8)))

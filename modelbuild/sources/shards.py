@@ -71,6 +71,11 @@ def _candidates(names: Sequence[str], kind: Kind) -> list[str]:
     return sorted(name for name in names if is_shard_name(name, kind) and not _TRAINING.fullmatch(name))
 
 
+def is_old_weights(name: str) -> bool:
+    """Whether the name is that of a file of torch.save with the weights of a model or an adapter."""
+    return is_shard_name(name, PICKLES) and (name == "adapter_model.bin" or not _TRAINING.fullmatch(name))
+
+
 def choose_weights(names: Sequence[str], shown: str) -> tuple[str, ...]:
     """The weight files of a folder without an index, sorted: `model.safetensors`, else one numbered set of shards, else
     all that start with `model`, else the only one; and if there is no safetensors file, the same of those of
