@@ -249,7 +249,8 @@ def _steps(node: Node) -> list[str]:
         shape = "×".join(map(str, step.node.shape)) or "scalar"
         if isinstance(step, Read):
             assert step.node.source is not None
-            lines.append(f"read {step.node.source.name} from {step.node.source.file.name} ({step.node.dtype} {shape})")
+            source = step.node.source
+            lines.append(f"read {source.name} from {source.source_file.name} ({step.node.dtype} {shape})")
         elif isinstance(step, Run):
             params = ", ".join(f"{key} = {value!r}" for key, value in step.node.params)
             lines.append(f"{step.node.operation} ({params}) → {step.node.dtype} {shape}, key {step.node.key[:12]}")

@@ -108,4 +108,5 @@ def plan_source(model: SourceModel) -> Planned:
         generation_file=by_name.get("generation_config.json"),
         files=model.side_files,
     )
-    return Planned(model.name, "base", {name: source_node(tensor) for name, tensor in model.tensors.items()}, side)
+    nodes = {name: source_node(tensor) for name, tensor in model.tensors.items()}
+    return Planned(model.name, "base", nodes, side, notes=model.notes)

@@ -30,7 +30,11 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor at rest: safetensors dtype name (`BF16`), shape, its bytes at `offset` of `file`, counted from 0."""
+    """A tensor at rest: safetensors dtype name (`BF16`), shape, its bytes at `offset` of `file`, counted from 0.
+
+    `origin` is the source's own file where `file` is a copy in the cache, because in the source the bytes do not lie in
+    order.
+    """
 
     name: str
     dtype: str
@@ -40,6 +44,12 @@ class SourceTensor:
     nbytes: int
     sha256: str | None = None
     """Digest of the tensor's own bytes; known for adapters only."""
+    origin: SourceFile | None = None
+
+    @property
+    def source_file(self) -> SourceFile:
+        """The file of the source that the tensor is in."""
+        return self.origin or self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,8 @@ class SourceModel:
     config: Mapping[str, Any] | None = None
     generation: Mapping[str, Any] | None = None
     side_files: Mapping[str, SourceFile] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What to know about the files, in sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +82,4 @@ class SourceAdapter:
     tensors: Mapping[str, SourceTensor]
     files: tuple[SourceFile, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

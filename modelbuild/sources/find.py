@@ -9,7 +9,7 @@ from typing import Any
 
 from modelbuild.errors import BuildFailed, NotBuiltYet, SourceNotFound
 from modelbuild.sources.fence import Fence
-from modelbuild.sources.shards import INDEX, SHOWN, choose_weights, is_shard_name, listed, weight_map
+from modelbuild.sources.shards import INDEXES, KINDS, SHOWN, choose_weights, is_shard_name, kind_of, listed, weight_map
 from modelbuild.sources.sidefiles import FOLDERS, side_files
 from modelbuild.sources.stamps import check_readable, open_regular, unreadable
 from modelbuild.sources.strictjson import Malformed, parse_object, show
@@ -20,7 +20,9 @@ JSON_LIMIT = 10_000_000
 INDEX_LIMIT = 100_000_000
 """Bytes that an index may have."""
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The names of an adapter's weights, the preferred one first."""
+
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -45,7 +47,7 @@ class Found:
 
 
 def find_model(source: str, inside: Fence) -> Found:
-    """The files of the model at `source`, a folder or one safetensors file.
+    """The files of the model at `source`, a folder or one file of weights.
 
     Raises SourceNotFound, UsageError for what lies outside, NotBuiltYet for other formats, and BuildFailed for a
     folder that is ambiguous or whose index or configs are no proper JSON.
@@ -54,10 +56,11 @@ def find_model(source: str, inside: Fence) -> Found:
     if not os.path.isdir(place):
         return _single_file(source, place)
     names = _names(place, source)
-    objects = ("config.json", "generation_config.json", INDEX)
+    index = kind_of(names).index
+    objects = ("config.json", "generation_config.json", index)
     texts = {name: _text(inside, place, source, name) for name in objects if name in names}
     parsed = {name: _object(text, source, name) for name, text in texts.items()}
-    weights = _indexed(parsed[INDEX], names, source) if INDEX in parsed else choose_weights(names, source)
+    weights = _indexed(parsed[index], names, source, index) if index in parsed else choose_weights(names, source)
     side = side_files(name for name in (*names, *_nested(place, names)))
     return Found(source, weights, _paths(inside, place, source, {*weights, *texts, *side}), texts, parsed, side)
 
@@ -72,20 +75,21 @@ def find_adapter(source: str, subfolder: str | None, inside: Fence) -> Found:
             f"{show(shown)} is a file", facts=facts, hint=f"name its folder {show(os.path.dirname(shown))}"
         )
     names = _names(place, shown)
-    if ADAPTER_WEIGHTS not in names:
+    weights = next((name for name in ADAPTER_WEIGHTS if name in names), None)
+    if weights is None:
         raise _no_adapter(names, shown)
     if ADAPTER_CONFIG not in names:
         raise SourceNotFound(f"{show(shown)} has no `{ADAPTER_CONFIG}`", facts=[f"it holds {listed(names)}"])
     text = _text(inside, place, shown, ADAPTER_CONFIG)
-    paths = _paths(inside, place, shown, {ADAPTER_WEIGHTS, ADAPTER_CONFIG})
+    paths = _paths(inside, place, shown, {weights, ADAPTER_CONFIG})
     parsed = {ADAPTER_CONFIG: _object(text, shown, ADAPTER_CONFIG)}
-    return Found(shown, (ADAPTER_WEIGHTS,), paths, {ADAPTER_CONFIG: text}, parsed)
+    return Found(shown, (weights,), paths, {ADAPTER_CONFIG: text}, parsed)
 
 
 def _single_file(source: str, place: str) -> Found:
     name = os.path.basename(source)
-    if not is_shard_name(name):
-        hint = "a source is a folder or a .safetensors file"
+    if not any(is_shard_name(name, kind) for kind in KINDS):
+        hint = "a source is a folder, a .safetensors file, or a .bin, .pt or .pth file of torch.save"
         raise NotBuiltYet(
             f"{show(source)} is not a safetensors file", facts=["other formats are not read yet"], hint=hint
         )
@@ -93,12 +97,9 @@ def _single_file(source: str, place: str) -> Found:
     return Found(source, (name,), {name: place}, {}, {}, in_folder=False)
 
 
-def _no_adapter(names: tuple[str, ...], shown: str) -> BuildFailed | SourceNotFound:
-    if "adapter_model.bin" in names:
-        hint = "PEFT saves an adapter it has loaded as safetensors"
-        return NotBuiltYet(f"{show(shown)} has weights in `adapter_model.bin` only", facts=["not read yet"], hint=hint)
+def _no_adapter(names: tuple[str, ...], shown: str) -> SourceNotFound:
     nested = [name for name in names if name.startswith("checkpoint-")]
-    message = f"{show(shown)} has no `{ADAPTER_WEIGHTS}`"
+    message = f"{show(shown)} has no `{ADAPTER_WEIGHTS[0]}`"
     return SourceNotFound(
         message,
         facts=[f"it holds {listed(names)}"],
@@ -106,8 +107,8 @@ def _no_adapter(names: tuple[str, ...], shown: str) -> BuildFailed | SourceNotFo
     )
 
 
-def _indexed(index: Mapping[str, Any], names: tuple[str, ...], shown: str) -> tuple[str, ...]:
-    files = sorted(set(weight_map(index, f"{shown}/{INDEX}").values()))
+def _indexed(index: Mapping[str, Any], names: tuple[str, ...], shown: str, called: str) -> tuple[str, ...]:
+    files = sorted(set(weight_map(index, f"{shown}/{called}", kind_of(names)).values()))
     missing = [name for name in files if name not in names]
     if missing:
         raise SourceNotFound(f"{show(shown)} lacks shards that its index names", facts=missing[:SHOWN])
@@ -137,7 +138,7 @@ def _paths(inside: Fence, place: str, shown: str, names: Iterable[str]) -> dict[
 
 
 def _text(inside: Fence, place: str, shown: str, name: str) -> bytes:
-    called, limit = f"{shown}/{name}", INDEX_LIMIT if name == INDEX else JSON_LIMIT
+    called, limit = f"{shown}/{name}", INDEX_LIMIT if name in INDEXES else JSON_LIMIT
     descriptor = open_regular(inside.resolve(os.path.join(place, name), called), called)
     try:
         with open(descriptor, "rb") as file:

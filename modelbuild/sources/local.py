@@ -15,16 +15,17 @@ from typing import TypeAlias
 
 from modelbuild.errors import BuildFailed, ModelbuildError, NotBuiltYet, VerificationFailed, Where
 from modelbuild.modelfile.spec import Adapter, Base
-from modelbuild.sources.content import SourceAdapter, SourceFile, SourceModel, SourceTensor
+from modelbuild.sources.content import SourceAdapter, SourceFile, SourceModel
 from modelbuild.sources.fence import Fence, fence
 from modelbuild.sources.find import ADAPTER_CONFIG, Found, find_adapter, find_model
 from modelbuild.sources.hashing import Progress, digests
-from modelbuild.sources.headers import look_into, look_into_adapter
+from modelbuild.sources.headers import at_rest, look_into, look_into_adapter
 from modelbuild.sources.memory import Memory
 from modelbuild.sources.safetensors import Header
-from modelbuild.sources.shards import INDEX, check_index, check_unique, weight_map
+from modelbuild.sources.shards import KINDS, check_index, check_unique, listed, weight_map
 from modelbuild.sources.stamps import changed
 from modelbuild.sources.strictjson import show
+from modelbuild.units import show_bytes
 
 Resolved: TypeAlias = "SourceModel | SourceAdapter"
 
@@ -49,7 +50,7 @@ def resolve_sources(
     """All sources by the artifact's name, their files hashed together on `threads` threads (None: all processors).
 
     Raises SourceNotFound, UsageError (outside the Modelfile's folder without `allow_path`), NotBuiltYet (Hub sources,
-    formats other than safetensors), VerificationFailed (a `sha256` that is not the file's), SourceChanged, and
+    formats that are not read), VerificationFailed (a `sha256` that is not the file's), SourceChanged, and
     BuildFailed for files that are not what their formats say; each with the place in the Modelfile.
     """
     inside = fence(folder, allow_path)
@@ -124,10 +125,13 @@ def _check_pin(artifact: Base | Adapter, found: Found, files: Mapping[str, Sourc
 def _model(base: Base, found: Found, files: Mapping[str, SourceFile], memory: Memory) -> SourceModel:
     headers = {name: look_into(files[name], memory, found.called(name)) for name in found.weights}
     check_unique(headers, found.shown)
-    if INDEX in found.objects:
-        check_index(weight_map(found.objects[INDEX], found.called(INDEX)), headers, found.shown)
+    for kind in (kind for kind in KINDS if kind.index in found.objects):
+        index = weight_map(found.objects[kind.index], found.called(kind.index), kind)
+        check_index(index, headers, found.shown, kind)
     tensors = {
-        name: tensor for file, header in headers.items() for name, tensor in _tensors(header, files[file]).items()
+        name: tensor
+        for file, header in headers.items()
+        for name, tensor in at_rest(header, files[file], memory, found.called(file)).items()
     }
     if not tensors:
         raise BuildFailed(f"{show(found.shown)} has no tensors", facts=[f"its weights are {', '.join(found.weights)}"])
@@ -140,6 +144,7 @@ def _model(base: Base, found: Found, files: Mapping[str, SourceFile], memory: Me
         config=found.objects.get("config.json"),
         generation=found.objects.get("generation_config.json"),
         side_files={name: files[name] for name in found.side},
+        notes=tuple(note for name, header in headers.items() for note in _notes(name, header)),
     )
 
 
@@ -148,7 +153,7 @@ def _adapter(
 ) -> SourceAdapter:
     file = files[found.weights[0]]
     header, sums = look_into_adapter(file, memory, found.called(file.name), threads)
-    tensors = _tensors(header, file)
+    tensors = at_rest(header, file, memory, found.called(file.name))
     return SourceAdapter(
         name=adapter.name,
         origin=f"local:{found.shown}",
@@ -156,11 +161,15 @@ def _adapter(
         tensors={name: replace(tensors[name], sha256=digest) for name, digest in zip(tensors, sums, strict=True)},
         files=tuple(files.values()),
         config=found.objects[ADAPTER_CONFIG],
+        notes=tuple(_notes(file.name, header)),
     )
 
 
-def _tensors(header: Header, file: SourceFile) -> dict[str, SourceTensor]:
-    return {
-        tensor.name: SourceTensor(tensor.name, tensor.dtype, tensor.shape, file, tensor.start, tensor.nbytes)
-        for tensor in header.tensors
-    }
+def _notes(name: str, header: Header) -> list[str]:
+    """What to know about a weight file, in sentences."""
+    notes = [f"{show(name)}: {note}" for note in header.notes]
+    strided = [tensor for tensor in header.tensors if tensor.strides is not None]
+    if strided:
+        told = f"{listed([tensor.name for tensor in strided])} ({show_bytes(sum(t.nbytes for t in strided))})"
+        notes.append(f"{show(name)}: copied into the cache, being stored out of order: {told}")
+    return notes
