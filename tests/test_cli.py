@@ -282,12 +282,25 @@ def test_without_a_terminal_there_is_no_escape_code(world, words):
     assert "\x1b" not in ran.stdout + ran.stderr
 
 
-def on_a_terminal(world, *words, **env):
+IMPATIENT = """
+from modelbuild.report import terminal
+terminal.PATIENCE_SECONDS = {patience}
+from modelbuild.__main__ import command
+import os, sys
+if "rich" in sys.modules:
+    sys.exit("rich was imported before there was anything to draw")
+os._exit = lambda code: sys.exit(code + 77 * ({patience} > 0 and "rich" in sys.modules))
+command()
+"""
+"""A process that waits so many seconds before it draws the bar of a step."""
+
+
+def on_a_terminal(world, *words, patience=-1.0, **env):
     """What a command writes on stderr when that is a terminal."""
     import pty
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "modelbuild", *words]
+    command = [sys.executable, "-c", IMPATIENT.format(patience=patience), *words]
     environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm-256color"}
     done = subprocess.run(command, cwd=world.root, env=environment | env, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
@@ -310,6 +323,12 @@ def test_no_color_is_obeyed_on_a_terminal(world):
     told, printed = on_a_terminal(world, "build", "--no-cache", NO_COLOR="1")
     assert not colour.search(told)
     assert "\x1b" not in printed
+
+
+def test_a_step_that_is_soon_over_draws_no_bar_and_loads_nothing_to_draw_one_with(world):
+    told, printed = on_a_terminal(world, "build", "--no-cache", patience=1e9)
+    assert "\x1b" not in told + printed
+    assert printed.startswith("m: built")
 
 
 def test_a_reader_that_goes_away_is_no_traceback(world):
