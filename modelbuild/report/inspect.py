@@ -27,9 +27,8 @@ def inspection(options: Options, path: str) -> dict[str, Any]:
     if found is None:
         raise SourceNotFound(f"`{path}` is no file, folder or built artifact", hint="build it first, or check the name")
     names = sorted(os.listdir(found)) if os.path.isdir(found) else [""]
-    chosen = [name for name in names if not name or name.endswith(".safetensors")] or list(
-        filter(is_old_weights, names)
-    )
+    chosen = [name for name in names if not name or name.endswith(".safetensors")]
+    chosen = chosen or [name for name in names if is_old_weights(name)]
     files = [os.path.join(found, name) if name else found for name in chosen]
     if not files:
         raise SourceNotFound(f"`{path}` has no safetensors files")
