@@ -20,6 +20,7 @@ from modelbuild.cache.nouns import Manifest
 from modelbuild.engine.make import Outcome, Workshop, make_weights
 from modelbuild.engine.run import Limits
 from modelbuild.errors import BuildFailed, Interrupted, ModelbuildError, of_system
+from modelbuild.fetching import fetch, here
 from modelbuild.locking import update_lock
 from modelbuild.options import Options, named
 from modelbuild.plan.demand import Need, kept_key
@@ -124,6 +125,7 @@ class Work:
                 # A lock that cannot be brought up to date in the end is better told at once.
                 read_lock(f"{self.options.modelfile}.lock")
             self.announce(session)
+            fetch(session, self.listener)
             try:
                 self.make_all(session, self.workshop(session))
             finally:
@@ -206,7 +208,9 @@ class Work:
         before = self.results[artifact.name]
         key = session.weights_key(artifact)
         found = None if self.options.no_cache else session.store.manifest(key)
-        outcome = Outcome(found, found=True) if found else self.make(session, shop, artifact, list(artifact.tensors), key)
+        outcome = (
+            Outcome(found, found=True) if found else self.make(session, shop, artifact, list(artifact.tensors), key)
+        )
         if outcome.differs:
             more = [f"and {len(outcome.differs) - 5} more"] if len(outcome.differs) > 5 else []
             raise BuildFailed(
@@ -265,7 +269,7 @@ class Work:
         record = write_output(
             path,
             Weights(session.store.path(manifest.key), manifest),
-            side.files,
+            here(side.files, artifact),
             key=side.key,
             edited_root=os.path.join(self.options.out_root, ".edited"),
             link=self.options.link,

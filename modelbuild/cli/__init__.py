@@ -66,7 +66,7 @@ def run() -> NoReturn:
     sys.exit(result if isinstance(result, int) else 0)
 
 
-LATER = ("--locked", "--frozen", "--offline", "--record", "--update")
+LATER = ("--locked", "--frozen", "--record", "--update")
 """Options that are part of the command line but not built yet."""
 
 

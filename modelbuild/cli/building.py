@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Out, Set, options, show
+from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Offline, Out, Set, options, show
 from modelbuild.errors import UsageError
 from modelbuild.options import DEFAULT_MEMORY
 
@@ -38,6 +38,7 @@ def build(
         bool, typer.Option("--keep-going", help="Build what can be built.", envvar="MODELBUILD_KEEP_GOING")
     ] = False,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
     """Build the targets into build/NAME/."""
@@ -46,7 +47,8 @@ def build(
 
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, link=link, durability=durability, no_cache=no_cache,
-        require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, overrides=tuple(overrides or ()),
+        require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, offline=offline,
+        overrides=tuple(overrides or ()),
     )  # fmt: skip
     result = run_build(made, names or (), listener())
     show(result.as_json(), show_result(result), as_json)
@@ -60,6 +62,7 @@ def plan(
     out: Out = None,
     memory: Memory = DEFAULT_MEMORY,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
     """Show what a build would compute, copy and reuse, and why."""
@@ -68,7 +71,13 @@ def plan(
     from modelbuild.report.terminal import listener
 
     made = options(
-        context, cache=cache, out=out, memory=memory, allow_path=allow_path, overrides=tuple(overrides or ())
+        context,
+        cache=cache,
+        out=out,
+        memory=memory,
+        allow_path=allow_path,
+        offline=offline,
+        overrides=tuple(overrides or ()),
     )
     result = plan_with(made, names or (), listener())
     show(result.as_json(), show_plan(result), as_json)
@@ -82,6 +91,7 @@ def why(
     cache: Cache = None,
     out: Out = None,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
     """Show why an artifact, or one tensor of it, would be or was rebuilt."""
@@ -89,7 +99,9 @@ def why(
     from modelbuild.report.plan import show_why
     from modelbuild.report.terminal import listener
 
-    made = options(context, cache=cache, out=out, allow_path=allow_path, overrides=tuple(overrides or ()))
+    made = options(
+        context, cache=cache, out=out, allow_path=allow_path, offline=offline, overrides=tuple(overrides or ())
+    )
     result = why_with(made, name, tensor, listener())
     show(result.as_json(), show_why(result), as_json)
 
@@ -98,6 +110,7 @@ def lock(
     context: typer.Context,
     cache: Cache = None,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
     """Resolve all sources and write Modelfile.lock."""
@@ -106,7 +119,7 @@ def lock(
 
     if overrides:
         raise UsageError("a lock is of the Modelfile as it is", hint="leave out --set")
-    print(lock_with(options(context, cache=cache, allow_path=allow_path), listener()))
+    print(lock_with(options(context, cache=cache, allow_path=allow_path, offline=offline), listener()))
 
 
 def init(context: typer.Context) -> None:

@@ -27,6 +27,10 @@ AllowPath = Annotated[
     bool,
     typer.Option("--allow-path", help="Read sources outside the Modelfile's folder.", envvar="MODELBUILD_ALLOW_PATH"),
 ]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Ask nothing of the Hub; use what was downloaded.", envvar="MODELBUILD_OFFLINE"),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value: merge.x.t=0.4. May be repeated.", envvar="MODELBUILD_SET"),

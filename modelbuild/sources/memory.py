@@ -5,6 +5,7 @@ In the cache folder, under `sources/`:
 - `stamps`: one line for each file that was hashed: its stamp (device, inode, size, mtime, ctime), its SHA-256, and a
   check of the line. Lines are only ever appended, each in one write, so several processes may do so at once.
 - `contents/XX/SHA256.json`: what the file with this digest contains, under a first line that checks the rest.
+- `announced/XX/SHA256.json`: the same of a file on the Hub that nobody hashed here yet: what it is said to contain.
 
 Everything here may be deleted or damaged at any time: a line or file that does not check is as good as absent, and
 costs a reading. A disk that is full or read-only forgets; it never fails a build.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -72,26 +74,46 @@ class Memory:
 
     def contents(self, file: SourceFile) -> Contents | None:
         """What the file contains, if the file of this digest was ever looked into."""
+        return self._read(self._place(file.sha256), file.size)
+
+    def announced(self, file: SourceFile) -> Header | None:
+        """The header that a file of this digest is said to have; whoever has the file compares."""
+        told = self._read(self._place(file.sha256, "announced"), file.size)
+        return told.header if told is not None else None
+
+    def remember_announced(self, file: SourceFile, header: Header) -> None:
+        """Keeps the header that a file which is not here is said to have."""
+        self._write(self._place(file.sha256, "announced"), Contents(header))
+
+    def forget_announced(self, file: SourceFile) -> None:
+        """Forgets what a file was said to have."""
+        with suppress(OSError):
+            os.unlink(self._place(file.sha256, "announced"))
+
+    def remember_contents(self, file: SourceFile, contents: Contents, read_ns: int) -> None:
+        """Keeps what the file contains, looked up from `read_ns` on, unless the file was too young then."""
+        if racy(file.stamp, read_ns):
+            return
+        self._write(self._place(file.sha256), contents)
+
+    def _read(self, place: str, size: int) -> Contents | None:
         try:
-            with open(self._place(file.sha256), "rb") as stored:
+            with open(place, "rb") as stored:
                 check, _, text = stored.read().partition(b"\n")
             if check != _check(text).encode():
                 return None
             contents = _decode(json.loads(text))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return contents if contents.header.size == file.size else None
+        return contents if contents.header.size == size else None
 
-    def remember_contents(self, file: SourceFile, contents: Contents, read_ns: int) -> None:
-        """Keeps what the file contains, looked up from `read_ns` on, unless the file was too young then."""
-        if racy(file.stamp, read_ns):
-            return
+    def _write(self, place: str, contents: Contents) -> None:
         text = json.dumps(_encode(contents), separators=(",", ":")).encode()
         with suppress(OSError):
-            _replace(self._place(file.sha256), _check(text).encode() + b"\n" + text)
+            _replace(place, _check(text).encode() + b"\n" + text)
 
-    def _place(self, sha256: str) -> str:
-        return os.path.join(self._folder, "contents", sha256[:2], f"{sha256}.json")
+    def _place(self, sha256: str, folder: str = "contents") -> str:
+        return os.path.join(self._folder, folder, sha256[:2], f"{sha256}.json")
 
     def _append(self, line: bytes) -> None:
         with suppress(OSError):
@@ -160,7 +182,7 @@ def _decode(raw: dict[str, object]) -> Contents:
 
 def _replace(path: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    staged = f"{path}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+    staged = f"{path}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp"
     try:
         with open(staged, "xb") as file:
             file.write(data)
