@@ -65,3 +65,13 @@ def hub(tmp_path, monkeypatch):
     utils.close_session()
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def far(violet, hub):
+    """Violet with its sources on the Hub, as `org/red`, `org/blue` and `org/style`, and none of them here."""
+    for name in ("red", "blue", "style"):
+        hub.put(f"org/{name}", violet.root / name)
+        violet.edit(f'source = "{name}"', f'source = "hf:org/{name}"')
+        (violet.root / name).rename(violet.root.parent / name)
+    return violet

@@ -300,7 +300,8 @@ def test_what_other_artifacts_need_and_this_version_does_not_build():
 
 
 def test_only_the_artifacts_asked_for_are_looked_at():
-    text = '[base.h]\nsource = "hf:o/n"\n[adapter.c]\ncombine = [{ adapter = "l" }]\n[merge.x]\nmethod = "passthrough"\nmodels = [{ model = "a" }]\n'
+    text = '[base.h]\nsource = "hf:o/n"\n[adapter.c]\ncombine = [{ adapter = "l" }]\n'
+    text += '[merge.x]\nmethod = "passthrough"\nmodels = [{ model = "a" }]\n'
     text += 'tokenizer = "base"\n'
     assert unbuilt(text, "x", "a", "l", "h") == []
     assert len(unbuilt(text, "x", "c")) == 1
