@@ -94,6 +94,22 @@ class Faults:
     """Answers 503 and the like, by a piece of the path, for as many answers as the list has entries."""
     listing: bytes | None = None
     """What is sent in the place of every listing."""
+    hold: dict = field(default_factory=dict)
+    """Gates at which the sending of a file waits, after its first bytes."""
+    range_header: str | None = None
+    """What is told of a part of a file in the place of where it lies."""
+
+
+class Gate:
+    """Where an answer waits: `reached` once it is there, until it is let through."""
+
+    def __init__(self):
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def wait(self):
+        """Waits until the gate is open, a minute at most."""
+        self.reached.set()
+        self.open.wait(60)
 
 
 @dataclass(frozen=True)
@@ -282,7 +298,8 @@ class Handler(BaseHTTPRequestHandler):
         start = int(found[1])
         data = faults.other_ranges.get(path, data) if found[2] else data
         stop = min(int(found[2]) + 1, len(data)) if found[2] else len(data)
-        headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}
+        told = faults.range_header or f"bytes {start}-{stop - 1}/{len(data)}"
+        headers = {**headers, "Content-Range": told}
         return self.body(206, path, data, start, stop, headers)
 
     def body(self, status, path, data, start, stop, headers):
@@ -295,6 +312,8 @@ class Handler(BaseHTTPRequestHandler):
         for at in range(start, end, STEP):
             self.wfile.write(data[at : min(at + STEP, end)])
             self.sent += min(STEP, end - at)
+            if gate := self.server.faults.hold.get(path):
+                gate.wait()
         if end < stop:
             self.close_connection = True
 

@@ -248,9 +248,11 @@ def _check_header(hub: Hub, file: HubFile, local: SourceFile) -> None:
         return
     if look_into(local, hub.memory, file.shown) != told:
         hub.memory.forget_announced(local)
-        facts = ["its header is not the one that the Hub gave before the download"]
         raise VerificationFailed(
-            f"{show(file.shown)} is not the file it was announced as", facts=facts, hint="build again"
+            f"{show(file.shown)} is not the file it was announced as",
+            where=file.at.name.where,
+            facts=["its header is not the one that the Hub gave before the download"],
+            hint="build again: the plan is then made from the file itself",
         )
     del hub.announced[local.sha256]
 
