@@ -137,6 +137,7 @@ class HubServer(ThreadingHTTPServer):
         self.answers = []
         self.lock = threading.Lock()
         self.home = Path(home)
+        self.waiting = 0
         self._numbers = itertools.count()
 
     # --- what tests do with it ----------------------------------------------------------------------------------------
@@ -262,6 +263,9 @@ class Handler(BaseHTTPRequestHandler):
         if tree is None:
             return self.error(404, "RevisionNotFound", "Invalid rev id")
         assert query.get("blobs") == ["true"]
+        if gate := self.server.faults.hold.get("listing"):
+            self.server.waiting += 1
+            gate.wait()
         if self.server.faults.listing is not None:
             return self.answer(200, self.server.faults.listing)
         return self.answer(200, json.dumps(self.server.listing(name, commit, tree)).encode())

@@ -117,6 +117,11 @@ def _download(hub: Hub, files: Sequence[HubFile], progress: Progress) -> None:
     """Downloads the files; the first that fails ends all."""
     if hub.offline:
         raise offline(list(files[:SHOWN]), len(files))
+    for file in files:
+        if file.sha256 is None and file.size > SMALL_LIMIT:
+            facts = [f"it has {file.size} bytes"]
+            where = file.at.name.where
+            raise BuildFailed(f"the Hub lists no SHA-256 of {show(file.shown)}", where=where, facts=facts)
     stop, lock = threading.Event(), threading.Lock()
 
     def told(nbytes: int) -> None:
@@ -221,10 +226,6 @@ def _check_size(hub: Hub, file: HubFile, path: str) -> None:
     if size != file.size:
         facts = [f"expected {file.size} bytes", f"it has   {size}"]
         raise _refused(hub, file, path, "", facts)
-    if file.sha256 is None and size > SMALL_LIMIT:
-        raise BuildFailed(
-            f"the Hub lists no SHA-256 of {show(file.shown)}", where=file.at.name.where, facts=[f"it has {size} bytes"]
-        )
 
 
 def _check_digest(hub: Hub, file: HubFile, local: SourceFile) -> None:
@@ -233,10 +234,12 @@ def _check_digest(hub: Hub, file: HubFile, local: SourceFile) -> None:
             facts = [f"expected SHA-256 {file.sha256}", f"it is            {local.sha256}"]
             raise _refused(hub, file, local.path, local.sha256, facts)
         return
+    if file.oid is None:
+        return
     with open(local.path, "rb") as stored:
-        data = stored.read(SMALL_LIMIT + 1)
+        data = stored.read()
     oid = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    if file.oid is not None and oid != file.oid:
+    if oid != file.oid:
         facts = [f"expected the git blob {file.oid}", f"it is                 {oid}"]
         raise _refused(hub, file, local.path, oid, facts)
 
