@@ -13,7 +13,10 @@ with the bytes that were sent. A file may be a `Sparse`: a real start, and zeros
 import hashlib
 import itertools
 import json
+import os
 import re
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,6 +84,8 @@ class Faults:
 
     drop_after: dict = field(default_factory=dict)
     """Bytes of a file after which the connection breaks, for as many answers as the list has entries."""
+    reset_after: dict = field(default_factory=dict)
+    """The same, with a reset in the place of an end."""
     lie_size: dict = field(default_factory=dict)
     """Sizes that the listing tells."""
     lie_sha256: dict = field(default_factory=dict)
@@ -135,7 +140,7 @@ class HubServer(ThreadingHTTPServer):
         self.repos = {}
         self.faults = Faults()
         self.answers = []
-        self.lock = threading.Lock()
+        self.noted = threading.Condition()
         self.home = Path(home)
         self.waiting = 0
         self._numbers = itertools.count()
@@ -181,6 +186,11 @@ class HubServer(ThreadingHTTPServer):
         """How many bytes of bodies were sent for paths with this piece."""
         return sum(a.sent for a in self.answers if piece in a.path)
 
+    def ended(self, piece):
+        """Waits until an answer with this piece in its path is over, whoever still listens."""
+        with self.noted:
+            assert self.noted.wait_for(lambda: self.count(piece), 60)
+
     def fresh(self):
         """Forgets the answers so far."""
         self.answers.clear()
@@ -223,10 +233,10 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             token = self.headers.get("Authorization")
-            with self.server.lock:
-                self.server.answers.append(
-                    Answer(self.command, self.path, self.headers.get("Range"), token, self.status, self.sent)
-                )
+            answer = Answer(self.command, self.path, self.headers.get("Range"), token, self.status, self.sent)
+            with self.server.noted:
+                self.server.answers.append(answer)
+                self.server.noted.notify_all()
 
     do_HEAD = do_GET
 
@@ -302,7 +312,7 @@ class Handler(BaseHTTPRequestHandler):
         start = int(found[1])
         data = faults.other_ranges.get(path, data) if found[2] else data
         stop = min(int(found[2]) + 1, len(data)) if found[2] else len(data)
-        told = faults.range_header or f"bytes {start}-{stop - 1}/{len(data)}"
+        told = f"bytes {start}-{stop - 1}/{len(data)}" if faults.range_header is None else faults.range_header
         headers = {**headers, "Content-Range": told}
         return self.body(206, path, data, start, stop, headers)
 
@@ -311,7 +321,9 @@ class Handler(BaseHTTPRequestHandler):
         self.head(status, headers | {"Content-Length": str(stop - start)})
         if self.command == "HEAD":
             return
-        left = self.server.faults.drop_after.get(path)
+        faults = self.server.faults
+        reset = bool(faults.reset_after.get(path))
+        left = faults.reset_after.get(path) or faults.drop_after.get(path)
         end = min(stop, start + left.pop(0)) if left else stop
         for at in range(start, end, STEP):
             self.wfile.write(data[at : min(at + STEP, end)])
@@ -320,6 +332,9 @@ class Handler(BaseHTTPRequestHandler):
                 gate.wait()
         if end < stop:
             self.close_connection = True
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
 
     def head(self, status, headers):
         """The status and the headers."""

@@ -94,22 +94,25 @@ def test_a_download_that_breaks_off_goes_on_where_it_broke(one, hub, wanted, mon
     assert one.bytes("m")[RED] == wanted
 
 
+class Ear(Listener):
+    """Adds up the bytes of each step, and keeps what is said."""
+
+    def __init__(self):
+        self.steps, self.said = {}, []
+
+    def begin(self, name, what, total):
+        self.now = (name, what, total)
+        self.steps[self.now] = 0
+
+    def advance(self, nbytes):
+        self.steps[self.now] += nbytes
+
+    def say(self, text):
+        self.said.append(text)
+
+
 def test_progress_is_told_in_bytes_and_adds_up_although_a_download_broke(one, hub, monkeypatch):
     from huggingface_hub import constants
-
-    class Ear(Listener):
-        def __init__(self):
-            self.steps, self.said = {}, []
-
-        def begin(self, name, what, total):
-            self.now = (name, what, total)
-            self.steps[self.now] = 0
-
-        def advance(self, nbytes):
-            self.steps[self.now] += nbytes
-
-        def say(self, text):
-            self.said.append(text)
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
     one.plan()
@@ -119,6 +122,19 @@ def test_progress_is_told_in_bytes_and_adds_up_although_a_download_broke(one, hu
     size = len(data(hub))
     assert ear.steps["from the Hub", "downloading", size] == size
     assert ear.said[0] == "downloading 1 file from the Hub, 51.6 kB"
+
+
+def test_a_connection_that_is_reset_is_opened_again(one, hub, wanted, monkeypatch):
+    """The client gives up on a reset; the file is asked for anew, and the progress with it."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    one.plan()
+    hub.faults.reset_after[RED] = [20480, 30720]
+    ear = Ear()
+    one.build(listener=ear)
+    size = len(data(hub))
+    assert ear.steps["from the Hub", "downloading", size] == size
+    assert one.bytes("m")[RED] == wanted
+    assert hub.faults.reset_after[RED] == []
 
 
 def test_a_server_that_breaks_off_again_and_again_is_given_up_and_nothing_is_used(one, hub, wanted, monkeypatch):

@@ -151,6 +151,13 @@ def _fetch(hub: Hub, file: HubFile, progress: Progress) -> None:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import httpx
 
+        came = 0
+
+        def told(nbytes: int) -> None:
+            nonlocal came
+            came += nbytes
+            progress(nbytes)
+
         for attempt in range(TRIES):
             try:
                 hf_hub_download(
@@ -160,12 +167,13 @@ def _fetch(hub: Hub, file: HubFile, progress: Progress) -> None:
                     cache_dir=hub.cache,
                     library_name="modelbuild",
                     library_version=__version__,
-                    tqdm_class=_meter(progress),
+                    tqdm_class=_meter(told),
                 )
                 break
             except httpx.NetworkError:
                 if attempt == TRIES - 1:
                     raise
+                told(-came)
                 time.sleep(0.5 * (attempt + 1))
     path = cached(hub, file)
     if path is None:
