@@ -18,7 +18,7 @@ import re
 import socket
 import struct
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -48,6 +48,7 @@ class Blob:
 
     data: bytes | Sparse
     large: bool
+    xet: str | None = None
 
     @property
     def sha256(self):
@@ -143,6 +144,7 @@ class HubServer(ThreadingHTTPServer):
         self.noted = threading.Condition()
         self.home = Path(home)
         self.waiting = 0
+        self.xet = None
         self._numbers = itertools.count()
 
     # --- what tests do with it ----------------------------------------------------------------------------------------
@@ -173,6 +175,20 @@ class HubServer(ThreadingHTTPServer):
         repo.commits[commit] = tree
         repo.refs[branch] = commit
         return commit
+
+    def to_xet(self, name):
+        """Moves the large files of a repository to Xet storage, a folder that hf-xet serves to its own client."""
+        import hf_xet
+
+        storage = self.home.parent / "xet-storage"
+        storage.mkdir(exist_ok=True)
+        self.xet = f"local://{storage}"
+        for tree in self.repos[name].commits.values():
+            for path, blob in tree.items():
+                if blob.large:
+                    with hf_xet.XetSession().new_upload_commit(self.xet, "x", 2**32) as commit:
+                        handle = commit.start_upload_bytes(bytes(blob.data))
+                    tree[path] = replace(blob, xet=handle.result().xet_info.hash)
 
     def forget(self, name, commit):
         """Deletes a commit, as a rewritten history does."""
@@ -250,6 +266,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.info(unquote(match[1]), unquote(match[2]), parse_qs(url.query))
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path):
             return self.resolve(*map(unquote, match.groups()))
+        if re.fullmatch(r"/api/models/([^/]+/[^/]+)/xet-read-token/([0-9a-f]{40})", url.path):
+            told = {"accessToken": "x", "exp": 2**32, "casUrl": self.server.xet}
+            names = dict(zip(("Access-Token", "Token-Expiration", "Cas-Url"), map(str, told.values()), strict=True))
+            return self.answer(200, json.dumps(told).encode(), {f"X-Xet-{name}": told for name, told in names.items()})
         if match := re.fullmatch(r"/_storage/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", url.path):
             return self.storage(*map(unquote, match.groups()))
         return self.error(404, None, "no such route")
@@ -294,6 +314,9 @@ class Handler(BaseHTTPRequestHandler):
         if not blob.large:
             return self.send_file(path, blob.data, headers)
         headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.data))}
+        if blob.xet:
+            route = f"{self.server.url}/api/models/{name}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": blob.xet, "X-Xet-Refresh-Route": route}
         storage = self.server.url.replace("127.0.0.1", "localhost")
         return self.answer(302, b"", headers | {"Location": f"{storage}/_storage/{name}/{commit}/{path}"})
 
