@@ -124,8 +124,8 @@ class Work:
             if not self.options.overrides:
                 # A lock that cannot be brought up to date in the end is better told at once.
                 read_lock(f"{self.options.modelfile}.lock")
-            self.announce(session)
             fetch(session, self.listener)
+            self.announce(session)
             try:
                 self.make_all(session, self.workshop(session))
             finally:

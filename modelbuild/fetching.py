@@ -11,8 +11,7 @@ from modelbuild.plan.planned import Planned
 from modelbuild.report.terminal import Listener
 from modelbuild.session import Session
 from modelbuild.sources.content import SourceFile
-from modelbuild.sources.hub.fetch import bring_all, to_download
-from modelbuild.units import show_bytes
+from modelbuild.sources.hub.fetch import bring_all, downloading, to_download
 
 
 def downloads(session: Session) -> dict[str, list[SourceFile]]:
@@ -31,11 +30,15 @@ def fetch(session: Session, listener: Listener) -> None:
 
     Raises what `hub.fetch.bring` raises.
     """
+    if session.options.require_cached and any(need.computed for need in session.needs.values()):
+        return  # a build that stops at the first tensor to compute downloads nothing for it
     files = list(dict.fromkeys(file for files in _needed(session).values() for file in files))
     missing = to_download(files)
+    if not missing:
+        bring_all(files)
+        return
     total = sum(file.size for file in missing)
-    if missing:
-        listener.say(f"downloading {len(missing)} file{'s' * (len(missing) > 1)} from the Hub, {show_bytes(total)}")
+    listener.say(downloading(len(missing), total))
     with listener:
         listener.begin("from the Hub", "downloading", total)
         bring_all(files, listener.advance)

@@ -118,16 +118,17 @@ class Gate:
         self.open.wait(60)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
-    """A request and what became of it: the bytes of the body that were sent."""
+    """A request and what became of it: the bytes of the body that were sent. Noted before it can be seen by others."""
 
     method: str
     path: str
     range: str | None
     token: str | None
-    status: int
-    sent: int
+    status: int = 0
+    sent: int = 0
+    over: bool = False
 
 
 class HubServer(ThreadingHTTPServer):
@@ -203,9 +204,9 @@ class HubServer(ThreadingHTTPServer):
         return sum(a.sent for a in self.answers if piece in a.path)
 
     def ended(self, piece):
-        """Waits until an answer with this piece in its path is over, whoever still listens."""
+        """Waits until the answers with this piece in their paths are over, whoever still listens."""
         with self.noted:
-            assert self.noted.wait_for(lambda: self.count(piece), 60)
+            assert self.noted.wait_for(lambda: all(a.over for a in self.answers if piece in a.path), 60)
 
     def fresh(self):
         """Forgets the answers so far."""
@@ -241,17 +242,17 @@ class Handler(BaseHTTPRequestHandler):
         """Says nothing."""
 
     def do_GET(self):
-        """Answers, and notes what was sent."""
-        self.status, self.sent = 0, 0
+        """Notes the request, and answers."""
+        token = self.headers.get("Authorization")
+        self.note = Answer(self.command, self.path, self.headers.get("Range"), token)
+        self.server.answers.append(self.note)
         try:
             self.route()
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
         finally:
-            token = self.headers.get("Authorization")
-            answer = Answer(self.command, self.path, self.headers.get("Range"), token, self.status, self.sent)
             with self.server.noted:
-                self.server.answers.append(answer)
+                self.note.over = True
                 self.server.noted.notify_all()
 
     do_HEAD = do_GET
@@ -349,8 +350,8 @@ class Handler(BaseHTTPRequestHandler):
         left = faults.reset_after.get(path) or faults.drop_after.get(path)
         end = min(stop, start + left.pop(0)) if left else stop
         for at in range(start, end, STEP):
+            self.note.sent += min(STEP, end - at)
             self.wfile.write(data[at : min(at + STEP, end)])
-            self.sent += min(STEP, end - at)
             if gate := self.server.faults.hold.get(path):
                 gate.wait()
         if end < stop:
@@ -361,7 +362,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def head(self, status, headers):
         """The status and the headers."""
-        self.status = status
+        self.note.status = status
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
@@ -371,8 +372,8 @@ class Handler(BaseHTTPRequestHandler):
         """A whole answer."""
         self.head(status, {**(headers or {}), "Content-Length": str(len(data))})
         if self.command != "HEAD":
+            self.note.sent += len(data)
             self.wfile.write(data)
-            self.sent += len(data)
 
     def error(self, status, code, message, headers=None):
         """A refusal, in the Hub's words."""

@@ -2,15 +2,26 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pico
 import pytest
 from world import World
 
 from modelbuild import stamps
-from modelbuild.errors import BuildFailed, SourceNotFound, UsageError
+from modelbuild.errors import BuildFailed, NotCached, SourceNotFound, UsageError
+from modelbuild.modelfile.check import not_built
+from modelbuild.modelfile.parse import load
 from modelbuild.report.plan import show_plan
+from modelbuild.report.terminal import Listener
+from modelbuild.sources.fence import fence
+from modelbuild.sources.hub import fetch, headers
+from modelbuild.sources.hub.fetch import distant
+from modelbuild.sources.hub.files import open_hub
+from modelbuild.sources.hub.names import HubName, hub_name
+from modelbuild.sources.hub.requests import list_repository
 from modelbuild.sources.lockfile import read as read_lock
+from modelbuild.sources.memory import Memory
 
 WEIGHTS = ("model.safetensors", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 HEAVY = {"torch", "numba", "huggingface_hub", "httpx2"}
@@ -507,3 +518,88 @@ def test_the_result_of_the_command_line_is_that_of_the_api(far, hub):
     assert json.loads(ran.stdout)["artifacts"][1]["status"] == "built"
     assert "downloading 3 files from the Hub, 103.2 kB" in ran.stderr
     assert pico.read_tensors(far.out / "violet")
+
+
+# --- what else a build may be told ------------------------------------------------------------------------------------
+
+
+TWO = """
+    [base.red]
+    source = "hf:org/red"
+    [base.blue]
+    source = "hf:org/blue"
+    [merge.r]
+    method = "passthrough"
+    dtype = "float32"
+    models = [ { model = "red" } ]
+    [merge.b]
+    method = "passthrough"
+    dtype = "float32"
+    models = [ { model = "blue" } ]
+"""
+
+
+def test_with_keep_going_a_repository_that_is_lost_fails_only_what_needs_it(far, hub):
+    far.modelfile(TWO).plan()
+    hub.repos["org/red"].gated = True
+    with pytest.raises(SourceNotFound, match="is gated") as error:
+        far.build(keep_going=True)
+    assert {a.name: a.status for a in error.value.result.artifacts} == {"r": "failed", "b": "built"}
+    assert (far.out / "b/model.safetensors").exists()
+    assert not (far.out / "r").exists()
+
+
+def test_require_cached_downloads_nothing_for_what_it_does_not_compute(far, hub):
+    far.plan()
+    hub.fresh()
+    with pytest.raises(NotCached):
+        far.build(require_cached=True)
+    assert not for_weights(hub)
+    far.build()
+    assert far.build(require_cached=True)["violet"].status == "fresh"
+
+
+def test_an_incomplete_snapshot_is_told_offline(far, hub):
+    far.build()
+    for path in hub.cache.glob("models--org--red/snapshots/*/model.safetensors"):
+        path.unlink()
+    (far.root / "Modelfile.lock").unlink()
+    with pytest.raises(SourceNotFound, match="has no safetensors file") as error:
+        far.build(offline=True)
+    assert "without `--offline`" in error.value.render()
+
+
+def test_a_large_adapter_is_told_before_the_plan_fetches_it(far, hub, monkeypatch):
+    monkeypatch.setattr(fetch, "LOUD", 5000)
+    said = []
+
+    class Ear(Listener):
+        def say(self, text):
+            said.append(text)
+
+    far.plan(listener=Ear())
+    assert said == ["downloading 1 file from the Hub, 9.2 kB"]
+
+
+def test_weights_in_another_format_are_fetched_whole_to_be_looked_into(far, hub, monkeypatch):
+    """All at once, checked, and only where they were never looked into."""
+    hub.put("org/old", {"pytorch_model.bin": b"12345"})
+    door = open_hub(fence(far.root), Memory(far.cache))
+    (file,) = list_repository(door, HubName("old", "org/old")).files.values()
+    looked = []
+    monkeypatch.setattr(headers, "look_into", lambda file, memory, shown: looked.append((file, shown)))
+    assert headers.look_ahead([distant(door, file)], {}) == [None]
+    ((local, shown),) = looked
+    assert (shown, local.sha256, local.remote) == ("hf:org/old/pytorch_model.bin", file.sha256, None)
+    with open(local.path, "rb") as stored:
+        assert stored.read() == b"12345"
+
+
+def test_all_sources_of_the_examples_have_names_on_the_hub():
+    root = Path(__file__).parent.parent
+    for folder in ("chronolima-airo-grad-l2-13b", "airolima-chronos-grad-l2-13b"):
+        spec = load(str(root / "examples" / folder / "Modelfile"))
+        sources = [artifact for artifact in spec.artifacts.values() if getattr(artifact, "source", None)]
+        assert len(sources) >= 3
+        assert all(hub_name(artifact) is not None for artifact in sources)
+        assert not_built(spec, [artifact.name for artifact in sources]) == []

@@ -14,7 +14,7 @@ from modelbuild.sources.content import SourceFile, Stamp
 from modelbuild.sources.fence import fence
 from modelbuild.sources.hub import headers, requests
 from modelbuild.sources.hub.fetch import distant
-from modelbuild.sources.hub.files import HubFile, Snapshot, listing, open_hub
+from modelbuild.sources.hub.files import Hub, HubFile, Snapshot, listing, open_hub
 from modelbuild.sources.hub.headers import look_ahead
 from modelbuild.sources.hub.names import HubName, is_safe
 from modelbuild.sources.memory import Memory
@@ -266,7 +266,8 @@ def test_a_header_by_range_is_the_header_of_the_file(tmp_path_factory, count, co
     path.write_bytes(data[0 : data.size])
     home = path.parent
     at = Snapshot(HubName("m", "org/m"), "0" * 40)
-    file = distant(open_hub(fence(home), Memory(home)), HubFile(at, "model.safetensors", data.size, "0" * 64))
+    door = Hub(str(home / "hub"), fence(home), Memory(home))
+    file = distant(door, HubFile(at, "model.safetensors", data.size, "0" * 64))
     parts = []
 
     def read(told, start, stop):

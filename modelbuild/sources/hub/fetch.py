@@ -25,6 +25,7 @@ from modelbuild.sources.hub.errors import offline, told_as_ours
 from modelbuild.sources.hub.files import Hub, HubFile
 from modelbuild.sources.hub.requests import TRIES, read_range, source_of
 from modelbuild.sources.strictjson import show
+from modelbuild.units import show_bytes
 
 TOGETHER = 8
 """Files that are downloaded at a time."""
@@ -34,6 +35,9 @@ SMALL_LIMIT = 50_000_000
 
 SHOWN = 5
 """How many of many missing files are named."""
+
+LOUD = 10_000_000
+"""Bytes from which a download that nobody follows is told."""
 
 PATIENCE = 2.0
 """Seconds that downloads have to end in once something went wrong."""
@@ -82,6 +86,9 @@ def bring(hub: Hub, files: Sequence[HubFile], progress: Progress | None = None) 
     with hub.lock:
         new = [file for file in dict.fromkeys(files) if file not in hub.checked]
         if missing := [file for file in new if cached(hub, file) is None]:
+            total = sum(file.size for file in missing)
+            if progress is None and total >= LOUD and not hub.offline:
+                hub.say(downloading(len(missing), total))
             _download(hub, missing, progress or (lambda nbytes: None))
         for file, found in zip(new, _identified(hub, new), strict=True):
             hub.checked[file] = found
@@ -99,6 +106,11 @@ def bring_all(files: Sequence[SourceFile], progress: Progress | None = None) -> 
         for at in dict.fromkeys(remote.file.at for remote in far if remote.hub is hub):
             note_ref(hub, at)
     return [file if file.remote is None else file.remote.local() for file in files]
+
+
+def downloading(count: int, nbytes: int) -> str:
+    """What a download is announced with."""
+    return f"downloading {count} file{'s' * (count > 1)} from the Hub, {show_bytes(nbytes)}"
 
 
 def to_download(files: Sequence[SourceFile]) -> list[SourceFile]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from modelbuild.errors import SourceNotFound
 from modelbuild.modelfile.spec import Adapter, Base
 from modelbuild.sources.content import SourceFile
-from modelbuild.sources.find import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Found, adapter_in, model_in, too_large
+from modelbuild.sources.find import ADAPTER_CONFIG, Found, adapter_in, model_in, too_large
 from modelbuild.sources.hub.cache import cached_listing
 from modelbuild.sources.hub.fetch import bring, distant
 from modelbuild.sources.hub.files import Entry, Hub, HubFile, Listing, Snapshot, listing
@@ -17,8 +17,6 @@ from modelbuild.sources.hub.requests import list_repository
 from modelbuild.sources.lock import LockedSource
 from modelbuild.sources.sidefiles import FOLDERS
 from modelbuild.sources.strictjson import show
-
-ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 OFFLINE = "without `--offline` and HF_HUB_OFFLINE the Hub is asked for what is missing"
 
@@ -49,7 +47,7 @@ def _locked(
     if locked is None or locked.origin != name.origin or not COMMIT.fullmatch(locked.commit or ""):
         return None
     files = {file.name: Entry(file.size, file.sha256) for file in locked.files if is_safe(file.name)}
-    if isinstance(artifact, Adapter) and not {_within(subfolder, file) for file in ADAPTER} <= files.keys():
+    if isinstance(artifact, Adapter) and _within(subfolder, ADAPTER_CONFIG) not in files:
         return None
     return listing(Snapshot(name, locked.commit or "", pinned=True), files)
 

@@ -15,7 +15,8 @@ from modelbuild.sources.content import SourceFile
 from modelbuild.sources.headers import look_into
 from modelbuild.sources.hub.cache import cached
 from modelbuild.sources.hub.errors import offline
-from modelbuild.sources.hub.fetch import Distant
+from modelbuild.sources.hub.fetch import Distant, bring
+from modelbuild.sources.hub.files import Hub, HubFile
 from modelbuild.sources.hub.requests import read_range
 from modelbuild.sources.safetensors import Header, header_length, parse_header, read_header
 from modelbuild.sources.strictjson import Malformed, show
@@ -42,9 +43,22 @@ def look_ahead(files: Sequence[SourceFile], index: Mapping[str, str]) -> list[He
     names: dict[str, list[str]] = {}
     for tensor, file in index.items():
         names.setdefault(file, []).append(tensor)
+    _bring_whole(files)
     guesses = [_guess(names.get(os.path.basename(file.name))) for file in files]
     with ThreadPoolExecutor(TOGETHER, thread_name_prefix="header") as pool:
         return list(pool.map(_look, files, guesses))
+
+
+def _bring_whole(files: Sequence[SourceFile]) -> None:
+    """Fetches weights that are no safetensors and were never looked into: what they hold stands all over them."""
+    whole: dict[Hub, list[HubFile]] = {}
+    for file in files:
+        if file.name.endswith(".safetensors") or not isinstance(file.remote, Distant):
+            continue
+        if file.remote.hub.memory.contents(file) is None:
+            whole.setdefault(file.remote.hub, []).append(file.remote.file)
+    for hub, wanted in whole.items():
+        bring(hub, wanted)
 
 
 def _guess(names: Sequence[str] | None) -> int:
