@@ -20,6 +20,7 @@ from modelbuild.cache.nouns import Manifest
 from modelbuild.engine.make import Outcome, Workshop, make_weights
 from modelbuild.engine.run import Limits
 from modelbuild.errors import BuildFailed, Interrupted, ModelbuildError, of_system
+from modelbuild.fetching import fetch, here
 from modelbuild.locking import update_lock
 from modelbuild.options import Options, named
 from modelbuild.plan.demand import Need, kept_key
@@ -123,6 +124,7 @@ class Work:
             if not self.options.overrides:
                 # A lock that cannot be brought up to date in the end is better told at once.
                 read_lock(f"{self.options.modelfile}.lock")
+            fetch(session, self.listener)
             self.announce(session)
             try:
                 self.make_all(session, self.workshop(session))
@@ -267,7 +269,7 @@ class Work:
         record = write_output(
             path,
             Weights(session.store.path(manifest.key), manifest),
-            side.files,
+            here(side.files, artifact),
             key=side.key,
             edited_root=os.path.join(self.options.out_root, ".edited"),
             link=self.options.link,

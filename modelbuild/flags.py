@@ -37,6 +37,7 @@ FLAGS = {
         Flag("require_cached", ("--require-cached",), "switch", "Stop at the first tensor to compute."),
         Flag("keep_going", ("--keep-going",), "switch", "Build what can be built."),
         Flag("allow_path", ("--allow-path",), "switch", "Read sources outside the Modelfile's folder."),
+        Flag("offline", ("--offline",), "switch", "Ask nothing of the Hub; use what was downloaded."),
         Flag("overrides", ("--set",), "list", "Override a value: merge.x.t=0.4. May be repeated."),
     )
 }
@@ -45,7 +46,7 @@ FLAGS = {
 BEFORE = ("modelfile", "debug")
 """The options that stand before the command."""
 
-_PLAN = ("as_json", "cache", "out", "memory", "allow_path", "overrides")
+_PLAN = ("as_json", "cache", "out", "memory", "allow_path", "offline", "overrides")
 COMMANDS = {
     "build": (*_PLAN, "jobs", "link", "durability", "no_cache", "require_cached", "keep_going"),
     "plan": _PLAN,

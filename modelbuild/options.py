@@ -31,6 +31,7 @@ class Options:
     require_cached: bool = False
     keep_going: bool = False
     allow_path: bool = False
+    offline: bool = False
     overrides: tuple[str, ...] = ()
     """`PATH=VALUE` strings, as `--set` takes them."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +24,11 @@ from modelbuild.plan.graph import closure, make_plan, targets_of
 from modelbuild.plan.planned import Plan, Planned
 from modelbuild.report.terminal import Listener
 from modelbuild.sources.content import SourceAdapter, SourceModel
-from modelbuild.sources.local import Request, resolve_sources
+from modelbuild.sources.hub.names import hub_name
+from modelbuild.sources.lock import LockedSource
+from modelbuild.sources.lockfile import read as read_lock
 from modelbuild.sources.memory import Memory
+from modelbuild.sources.resolve import Request, resolve_sources
 from modelbuild.stamps import workspace_id
 
 MOST_ALIKE = 3
@@ -151,7 +154,7 @@ def open_session(options: Options, targets: Sequence[str], listener: Listener) -
 def resolve(
     options: Options, requests: Sequence[Request], listener: Listener
 ) -> dict[str, SourceModel | SourceAdapter]:
-    """The sources that the requests name, hashed where they are not known yet."""
+    """The sources that the requests name, hashed or asked for where they are not known yet."""
     memory = Memory(options.cache_root)
     folder = os.path.dirname(os.path.abspath(options.modelfile))
     with listener:
@@ -162,4 +165,17 @@ def resolve(
             allow_path=options.allow_path,
             threads=options.jobs,
             progress=listener.hashed,
+            locked=locked_sources(options, requests),
+            offline=options.offline,
+            say=listener.say,
         )
+
+
+def locked_sources(options: Options, requests: Sequence[Request]) -> Mapping[str, LockedSource]:
+    """What the lock pins of the requested sources on the Hub, by name: these stay at their commits.
+
+    Raises LockOutOfDate for a lock that cannot be understood.
+    """
+    named = {request.artifact.name for request in requests if hub_name(request.artifact) is not None}
+    lock = read_lock(f"{options.modelfile}.lock") if named else None
+    return {name: found for name, found in lock.sources.items() if name in named} if lock is not None else {}

@@ -28,7 +28,14 @@ RACY_NS = 2_000_000_000
 COARSE_NS = 20_000_000
 """What the clock of a file system may be behind."""
 
-_OWN = {"MODELBUILD_CACHE", "MODELBUILD_KERNEL_CACHE", "MODELBUILD_OUT", "MODELBUILD_FILE", "MODELBUILD_ALLOW_PATH"}
+_OWN = {
+    "MODELBUILD_CACHE",
+    "MODELBUILD_KERNEL_CACHE",
+    "MODELBUILD_OUT",
+    "MODELBUILD_FILE",
+    "MODELBUILD_ALLOW_PATH",
+    "MODELBUILD_OFFLINE",
+}
 TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 """What a variable says to set a flag."""
 
@@ -71,7 +78,12 @@ def _parse(arguments: Sequence[str]) -> Words | None:
         return None
     given = {"-f": environ.get("MODELBUILD_FILE", "Modelfile")}
     given |= {"--cache": environ.get("MODELBUILD_CACHE", ""), "--out": environ.get("MODELBUILD_OUT", "")}
-    flags = {"--json": False, "--allow-path": environ.get("MODELBUILD_ALLOW_PATH", "").lower() in TRUE}
+    # Nothing is asked of the Hub here, so that `--offline` changes nothing.
+    flags = {
+        "--json": False,
+        "--offline": False,
+        "--allow-path": environ.get("MODELBUILD_ALLOW_PATH", "").lower() in TRUE,
+    }
     names: list[str] = []
     rest = iter(arguments)
     for word in rest:
@@ -143,9 +155,9 @@ def write(session: Session, asked: Sequence[str], results: Mapping[str, Artifact
     options = session.options
     if options.overrides or options.no_cache or options.link:
         return
-    sources = [file for model in session.plan.models.values() for file in model.files]
-    sources += [file for model in session.plan.models.values() for file in model.side_files.values()]
-    sources += [file for adapter in session.plan.adapters.values() for file in adapter.files]
+    # What lies on the Hub is what the lock says, whether it is still on this machine or not.
+    sources = [file for source in _local(session).values() for file in source.files]
+    sources += [file for source in _local(session).values() for file in getattr(source, "side_files", {}).values()]
     if any(file.stamp.mtime_ns > started_ns - RACY_NS for file in sources):
         return
     found = {file.path: facts(file.path, True) for file in sources}
@@ -174,12 +186,17 @@ def write(session: Session, asked: Sequence[str], results: Mapping[str, Artifact
     os.replace(scratch, path)
 
 
+def _local(session: Session) -> dict[str, SourceModel | SourceAdapter]:
+    """The sources that lie on this machine, by name."""
+    found: dict[str, SourceModel | SourceAdapter] = {**session.plan.models, **session.plan.adapters}
+    return {name: source for name, source in found.items() if source.commit is None}
+
+
 def _links(session: Session) -> dict[str, str]:
     """Every file of the sources under the path that the Modelfile names, with where links led to."""
     home = os.path.dirname(os.path.abspath(session.options.modelfile))
     links = {}
-    found: dict[str, SourceModel | SourceAdapter] = {**session.plan.models, **session.plan.adapters}
-    for name, source in found.items():
+    for name, source in _local(session).items():
         artifact = session.spec.artifacts[name]
         place = os.path.join(home, getattr(artifact, "source", ""), getattr(artifact, "subfolder", None) or "")
         files = [*source.files, *getattr(source, "side_files", {}).values()]

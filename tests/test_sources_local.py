@@ -22,11 +22,11 @@ from modelbuild.errors import (
     Where,
 )
 from modelbuild.modelfile.spec import Adapter, Base
-from modelbuild.sources import find, hashing, headers, local
+from modelbuild.sources import find, hashing, headers, resolve
 from modelbuild.sources.content import SourceAdapter, SourceModel
 from modelbuild.sources.fence import hub_caches
-from modelbuild.sources.local import Request, resolve_sources
 from modelbuild.sources.memory import Memory
+from modelbuild.sources.resolve import Request, resolve_sources
 from modelbuild.sources.sidefiles import is_side_file
 
 INDEX = "model.safetensors.index.json"
@@ -256,10 +256,6 @@ def test_other_formats_are_not_built_yet(home: Path, name: str) -> None:
     assert f"`m/{name}` is not a safetensors file" in fault(NotBuiltYet, home, f"m/{name}")
 
 
-def test_hub_sources_are_not_built_yet(home: Path) -> None:
-    assert "`hf:org/name` is on the Hub" in fault(NotBuiltYet, home, "hf:org/name")
-
-
 def test_an_adapter_is_not_a_model(home: Path) -> None:
     shard(home / "m" / "adapter_model.safetensors", {"a": b"1"})
     assert "`m` is an adapter, not a model" in fault(BuildFailed, home)
@@ -416,7 +412,7 @@ def test_a_config_edited_between_reading_and_hashing_is_an_error(home: Path, mon
         (home / "m" / "config.json").write_text('{"a": 1}')
         return hashing.digests(*arguments)
 
-    monkeypatch.setattr(local, "digests", edit_first)
+    monkeypatch.setattr(resolve, "digests", edit_first)
     assert "`m/config.json` changed while it was being read" in fault(SourceChanged, home)
 
 
@@ -432,7 +428,7 @@ def test_weights_edited_between_hashing_and_their_header_are_an_error(
         shard(home / "m" / "model.safetensors", {"v": b"2"})
         return found
 
-    monkeypatch.setattr(local, "digests", edit_after)
+    monkeypatch.setattr(resolve, "digests", edit_after)
     assert "`m/model.safetensors` changed" in fault(SourceChanged, home)
 
 
@@ -598,7 +594,7 @@ def test_all_sources_are_hashed_together(home: Path, monkeypatch: pytest.MonkeyP
     an_adapter(home / "a", {"lora_A": b"1"})
     calls: list[int] = []
     real = hashing.digests
-    monkeypatch.setattr(local, "digests", lambda files, *more: calls.append(len(files)) or real(files, *more))
+    monkeypatch.setattr(resolve, "digests", lambda files, *more: calls.append(len(files)) or real(files, *more))
     assert list(both(home)) == ["x", "y"]
     assert calls == [3]
 

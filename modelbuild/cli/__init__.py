@@ -57,7 +57,7 @@ def _parsed() -> Any:
     return result
 
 
-LATER = ("--locked", "--frozen", "--offline", "--record", "--update")
+LATER = ("--locked", "--frozen", "--record", "--update")
 """Options that are part of the command line but not built yet."""
 
 

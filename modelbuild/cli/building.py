@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modelbuild import plain
-from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Out, Set, option, options, show
+from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Offline, Out, Set, option, options, show
 from modelbuild.errors import UsageError
 from modelbuild.options import DEFAULT_MEMORY
 
@@ -26,12 +26,14 @@ def build(
     require_cached: Annotated[bool, option("require_cached")] = False,
     keep_going: Annotated[bool, option("keep_going")] = False,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
     """Build the targets into build/NAME/."""
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, link=link, durability=durability, no_cache=no_cache,
-        require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, overrides=tuple(overrides or ()),
+        require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, offline=offline,
+        overrides=tuple(overrides or ()),
     )  # fmt: skip
     plain.build(made, names or (), as_json)
 
@@ -44,11 +46,18 @@ def plan(
     out: Out = None,
     memory: Memory = DEFAULT_MEMORY,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
     """Show what a build would compute, copy and reuse, and why."""
     made = options(
-        context, cache=cache, out=out, memory=memory, allow_path=allow_path, overrides=tuple(overrides or ())
+        context,
+        cache=cache,
+        out=out,
+        memory=memory,
+        allow_path=allow_path,
+        offline=offline,
+        overrides=tuple(overrides or ()),
     )
     plain.plan(made, names or (), as_json)
 
@@ -61,6 +70,7 @@ def why(
     cache: Cache = None,
     out: Out = None,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
     """Show why an artifact, or one tensor of it, would be or was rebuilt."""
@@ -68,7 +78,9 @@ def why(
     from modelbuild.report.plan import show_why
     from modelbuild.report.terminal import listener
 
-    made = options(context, cache=cache, out=out, allow_path=allow_path, overrides=tuple(overrides or ()))
+    made = options(
+        context, cache=cache, out=out, allow_path=allow_path, offline=offline, overrides=tuple(overrides or ())
+    )
     result = why_with(made, name, tensor, listener())
     show(result.as_json(), show_why(result), as_json)
 
@@ -77,6 +89,7 @@ def lock(
     context: typer.Context,
     cache: Cache = None,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
     """Resolve all sources and write Modelfile.lock."""
@@ -85,7 +98,7 @@ def lock(
 
     if overrides:
         raise UsageError("a lock is of the Modelfile as it is", hint="leave out --set")
-    print(lock_with(options(context, cache=cache, allow_path=allow_path), listener()))
+    print(lock_with(options(context, cache=cache, allow_path=allow_path, offline=offline), listener()))
 
 
 def init(context: typer.Context) -> None:

@@ -15,7 +15,7 @@ from modelbuild.plan.merge import plan_merge
 from modelbuild.plan.node import source_node
 from modelbuild.plan.planned import Plan, Planned, Side
 from modelbuild.sources.content import SourceAdapter, SourceModel
-from modelbuild.sources.local import Request
+from modelbuild.sources.resolve import Request
 
 Resolve: TypeAlias = "Callable[[Sequence[Request]], Mapping[str, SourceModel | SourceAdapter]]"
 """Finds sources, all at once so that hashing large files keeps every core busy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 
 class Stamp(NamedTuple):
@@ -19,13 +19,28 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of a source: `name` within the source (`/` between folders), where it lies, what it is."""
+    """A file of a source: `name` within the source (`/` between folders), where it lies, what it is.
+
+    A `remote` file is identified by what the Hub or the lock says of it; `path` is then where the Hub client puts it,
+    and the stamp says nothing.
+    """
 
     name: str
     path: str
     size: int
     sha256: str
     stamp: Stamp
+    remote: Remote | None = field(default=None, compare=False, repr=False)
+
+
+class Remote(Protocol):
+    """How a file that may not lie on this machine comes here. All calls may come from many threads at once."""
+
+    def local(self) -> SourceFile:
+        """The file on this machine, brought here and checked where that was not done yet; raises what that raises."""
+
+    def read(self, start: int, count: int) -> bytes:
+        """So many bytes from `start` on, not checked against the digest; the rest of the file stays where it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ In the cache folder, under `sources/`:
   check of the line. Lines are only ever appended, each in one write, so several processes may do so at once.
 - `contents/XX/SHA256.json`: what the file with this digest contains, under a first line that checks the rest.
 - `copies/XX/SHA256.safetensors`: tensors of that file whose bytes do not lie in order in it (copies.py).
+- `announced/XX/SHA256.json`: the same of a file on the Hub that nobody hashed here yet: what it is said to contain.
 
 Everything here may be deleted or damaged at any time: a line or file that does not check is as good as absent, and
 costs a reading. A disk that is full or read-only forgets; it never fails a build.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,23 +75,43 @@ class Memory:
 
     def contents(self, file: SourceFile) -> Contents | None:
         """What the file contains, if the file of this digest was ever looked into."""
+        return self._read(self.place("contents", file.sha256), file.size)
+
+    def announced(self, file: SourceFile) -> Header | None:
+        """The header that a file of this digest is said to have; whoever has the file compares."""
+        told = self._read(self.place("announced", file.sha256), file.size)
+        return told.header if told is not None else None
+
+    def remember_announced(self, file: SourceFile, header: Header) -> None:
+        """Keeps the header that a file which is not here is said to have."""
+        self._write(self.place("announced", file.sha256), Contents(header))
+
+    def forget_announced(self, file: SourceFile) -> None:
+        """Forgets what a file was said to have."""
+        with suppress(OSError):
+            os.unlink(self.place("announced", file.sha256))
+
+    def remember_contents(self, file: SourceFile, contents: Contents, read_ns: int) -> None:
+        """Keeps what the file contains, looked up from `read_ns` on, unless the file was too young then."""
+        if racy(file.stamp, read_ns):
+            return
+        self._write(self.place("contents", file.sha256), contents)
+
+    def _read(self, place: str, size: int) -> Contents | None:
         try:
-            with open(self.place("contents", file.sha256), "rb") as stored:
+            with open(place, "rb") as stored:
                 check, _, text = stored.read().partition(b"\n")
             if check != _check(text).encode():
                 return None
             contents = _decode(json.loads(text))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return contents if contents.header.size == file.size else None
+        return contents if contents.header.size == size else None
 
-    def remember_contents(self, file: SourceFile, contents: Contents, read_ns: int) -> None:
-        """Keeps what the file contains, looked up from `read_ns` on, unless the file was too young then."""
-        if racy(file.stamp, read_ns):
-            return
+    def _write(self, place: str, contents: Contents) -> None:
         text = json.dumps(_encode(contents), separators=(",", ":")).encode()
         with suppress(OSError):
-            _replace(self.place("contents", file.sha256), _check(text).encode() + b"\n" + text)
+            _replace(place, _check(text).encode() + b"\n" + text)
 
     def place(self, folder: str, sha256: str, suffix: str = "json") -> str:
         """The path of what is kept in `folder` under the digest of a file."""
@@ -172,7 +194,7 @@ def _strides(tensor: TensorEntry) -> list[tuple[int, ...]]:
 
 def _replace(path: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    staged = f"{path}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+    staged = f"{path}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp"
     try:
         with open(staged, "xb") as file:
             file.write(data)

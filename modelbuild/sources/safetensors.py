@@ -96,17 +96,20 @@ def _open(path: str | os.PathLike[str], called: str) -> int:
 
 
 def _read(descriptor: int, size: int) -> Header:
+    length = header_length(_exactly(descriptor, min(size, 8), 0), size)
+    return parse_header(_exactly(descriptor, length, 8), size)
+
+
+def header_length(start: bytes, size: int) -> int:
+    """The bytes of the header that the `start` of a file of `size` bytes announces; raises Malformed."""
     if size < 10:
         raise Malformed(f"has {size} bytes, fewer than the smallest header")
-    length = int.from_bytes(_exactly(descriptor, 8, 0), "little")
+    length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT:
         raise Malformed(f"announces a header of {length} bytes; the limit is {HEADER_LIMIT}")
     if length > size - 8:
         raise Malformed(f"announces a header of {length} bytes, but has only {size} in all")
-    text = _exactly(descriptor, length, 8)
-    if text[:1] != b"{":
-        raise Malformed("has a header that does not start with {")
-    return parse_header(text, size)
+    return length
 
 
 def _exactly(descriptor: int, count: int, offset: int) -> bytes:
@@ -121,6 +124,8 @@ def _exactly(descriptor: int, count: int, offset: int) -> bytes:
 
 def parse_header(text: bytes, size: int) -> Header:
     """The header whose JSON is `text`, of a file of `size` bytes; raises Malformed, completing "the file …"."""
+    if text[:1] != b"{":
+        raise Malformed("has a header that does not start with {")
     raw = parse_object(text, finite=True)
     metadata = _metadata(raw.pop("__metadata__", {}))
     data_start = 8 + len(text)

@@ -1,25 +1,31 @@
-"""Local sources: from what a Modelfile names to files that are identified, checked and ready to be read.
+"""Sources: from what a Modelfile names to files that are identified, checked and ready to be read.
 
-Three steps: find the files of each source, hash the files of all sources together, then put together what they
-contain. Digests and contents come from memory where the same bytes were seen before: then no weight file is opened.
+Three steps: find the files of each source, here or on the Hub, hash the local files of all sources together, then put
+together what they contain. Digests and contents come from memory where the same bytes were seen before: then no weight
+file is opened. What lies on the Hub is identified without being fetched.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from modelbuild.errors import BuildFailed, ModelbuildError, NotBuiltYet, VerificationFailed, Where
+from modelbuild.errors import BuildFailed, ModelbuildError, VerificationFailed, Where
 from modelbuild.modelfile.spec import Adapter, Base
 from modelbuild.sources.content import SourceAdapter, SourceFile, SourceModel
 from modelbuild.sources.fence import Fence, fence
 from modelbuild.sources.find import ADAPTER_CONFIG, Found, find_adapter, find_model
 from modelbuild.sources.hashing import Progress, digests
 from modelbuild.sources.headers import at_rest, look_into, look_into_adapter
+from modelbuild.sources.hub.files import Hub, open_hub
+from modelbuild.sources.hub.find import find_on_hub
+from modelbuild.sources.hub.headers import look_ahead
+from modelbuild.sources.hub.names import hub_name
+from modelbuild.sources.lock import LockedSource
 from modelbuild.sources.memory import Memory
 from modelbuild.sources.safetensors import Header
 from modelbuild.sources.shards import KINDS, check_index, check_unique, listed, weight_map
@@ -46,18 +52,25 @@ def resolve_sources(
     allow_path: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    locked: Mapping[str, LockedSource] | None = None,
+    offline: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Resolved]:
     """All sources by the artifact's name, their files hashed together on `threads` threads (None: all processors).
 
-    Raises SourceNotFound, UsageError (outside the Modelfile's folder without `allow_path`), NotBuiltYet (Hub sources,
-    formats that are not read), VerificationFailed (a `sha256` that is not the file's), SourceChanged, and
-    BuildFailed for files that are not what their formats say; each with the place in the Modelfile.
+    A source on the Hub of the same origin as in `locked` is taken at that commit with those files, and the Hub is not
+    asked what it has. With `offline`, or HF_HUB_OFFLINE, nothing is asked and only what is here is used.
+
+    Raises SourceNotFound, UsageError (outside the Modelfile's folder without `allow_path`), NotBuiltYet (formats that
+    are not read), VerificationFailed (a `sha256` that is not the file's, a file that is not what the Hub lists),
+    SourceChanged, and BuildFailed for files that are not what their formats say; each with the place in the Modelfile.
     """
     inside = fence(folder, allow_path)
+    hub = open_hub(inside, memory, offline=offline, threads=threads, say=say)
     found = []
     for request in requests:
         with _at(request.where):
-            found.append(_find(request.artifact, inside))
+            found.append(_find(request, inside, hub, (locked or {}).get(request.artifact.name)))
     files = _hash(found, memory, threads, progress)
     resolved: dict[str, Resolved] = {}
     for request, source, its_files in zip(requests, found, files, strict=True):
@@ -80,13 +93,13 @@ def _at(where: Where | None) -> Iterator[None]:
         raise type(error)([replace(fault, where=fault.where or where) for fault in error.faults]) from error.__cause__
 
 
-def _find(artifact: Base | Adapter, inside: Fence) -> Found:
-    source = artifact.source
+def _find(request: Request, inside: Fence, hub: Hub, locked: LockedSource | None) -> Found:
+    artifact, source = request.artifact, request.artifact.source
     if source is None:
         raise BuildFailed(f"adapter `{artifact.name}` has no source", facts=["it is made from other artifacts"])
-    if source.startswith("hf:"):
-        hint = "download it and name its folder as the source"
-        raise NotBuiltYet(f"{show(source)} is on the Hub", facts=["only local sources are read yet"], hint=hint)
+    name = hub_name(artifact, request.where)
+    if name is not None:
+        return find_on_hub(hub, name, artifact, locked)
     if isinstance(artifact, Adapter):
         return find_adapter(source, artifact.subfolder, inside)
     return find_model(source, inside)
@@ -95,10 +108,10 @@ def _find(artifact: Base | Adapter, inside: Fence) -> Found:
 def _hash(
     found: Sequence[Found], memory: Memory, threads: int | None, progress: Progress | None
 ) -> list[dict[str, SourceFile]]:
-    """For each source its files by name."""
+    """For each source its files by name: those that had to be hashed, then those that were identified already."""
     wanted = [(source.called(name), path) for source in found for name, path in source.paths.items()]
     hashed = iter(digests(wanted, memory, threads, progress))
-    return [{name: replace(next(hashed), name=name) for name in source.paths} for source in found]
+    return [{name: replace(next(hashed), name=name) for name in source.paths} | dict(source.files) for source in found]
 
 
 def _check_texts(found: Found, files: Mapping[str, SourceFile]) -> None:
@@ -119,26 +132,28 @@ def _check_pin(artifact: Base | Adapter, found: Found, files: Mapping[str, Sourc
     file = files[found.weights[0]]
     if file.sha256 != artifact.sha256.lower():
         facts = [f"expected {artifact.sha256.lower()}", f"it is    {file.sha256}"]
-        raise VerificationFailed(f"{show(found.called(file.name))} is not the file that `sha256` pins", facts=facts)
+        raise VerificationFailed(
+            f"{show(found.called(found.weights[0]))} is not the file that `sha256` pins", facts=facts
+        )
 
 
 def _model(base: Base, found: Found, files: Mapping[str, SourceFile], memory: Memory) -> SourceModel:
-    headers = {name: look_into(files[name], memory, found.called(name)) for name in found.weights}
+    index = _index(found)
+    headers = _headers(found, files, memory, index)
     check_unique(headers, found.shown)
     for kind in (kind for kind in KINDS if kind.index in found.objects):
-        index = weight_map(found.objects[kind.index], found.called(kind.index), kind)
         check_index(index, headers, found.shown, kind)
     tensors = {
         name: tensor
         for file, header in headers.items()
-        for name, tensor in at_rest(header, files[file], memory, found.called(file)).items()
+        for name, tensor in at_rest(header, _with_bytes(header, files[file]), memory, found.called(file)).items()
     }
     if not tensors:
         raise BuildFailed(f"{show(found.shown)} has no tensors", facts=[f"its weights are {', '.join(found.weights)}"])
     return SourceModel(
         name=base.name,
-        origin=f"local:{base.source}",
-        commit=None,
+        origin=found.origin,
+        commit=found.commit,
         tensors=tensors,
         files=tuple(files.values()),
         config=found.objects.get("config.json"),
@@ -148,16 +163,46 @@ def _model(base: Base, found: Found, files: Mapping[str, SourceFile], memory: Me
     )
 
 
+def _with_bytes(header: Header, file: SourceFile) -> SourceFile:
+    """The file, fetched if tensors have to be copied out of it."""
+    strided = any(tensor.strides is not None for tensor in header.tensors)
+    return file.remote.local() if strided and file.remote is not None else file
+
+
+def _index(found: Found) -> Mapping[str, str]:
+    """The file of each tensor, as far as an index tells."""
+    for kind in KINDS:
+        if kind.index in found.objects:
+            return weight_map(found.objects[kind.index], found.called(kind.index), kind)
+    return {}
+
+
+def _headers(
+    found: Found, files: Mapping[str, SourceFile], memory: Memory, index: Mapping[str, str]
+) -> dict[str, Header]:
+    """The headers of the weight files; of those on the Hub all at once."""
+    distant = [name for name in found.weights if files[name].remote is not None]
+    ahead = dict(zip(distant, look_ahead([files[name] for name in distant], index), strict=True))
+    return {
+        name: ahead[name] if name in ahead else look_into(files[name], memory, found.called(name))
+        for name in found.weights
+    }
+
+
 def _adapter(
     adapter: Adapter, found: Found, files: Mapping[str, SourceFile], memory: Memory, threads: int | None
 ) -> SourceAdapter:
-    file = files[found.weights[0]]
-    header, sums = look_into_adapter(file, memory, found.called(file.name), threads)
-    tensors = at_rest(header, file, memory, found.called(file.name))
+    weights = found.weights[0]
+    file = files[weights]
+    known = memory.contents(file)
+    # What an adapter's tensors are is read from all of its bytes, once: it is fetched whole where it was never seen.
+    here = file if file.remote is None or (known and known.digests is not None) else file.remote.local()
+    header, sums = look_into_adapter(here, memory, found.called(weights), threads)
+    tensors = at_rest(header, _with_bytes(header, file), memory, found.called(weights))
     return SourceAdapter(
         name=adapter.name,
-        origin=f"local:{found.shown}",
-        commit=None,
+        origin=found.origin,
+        commit=found.commit,
         tensors={name: replace(tensors[name], sha256=digest) for name, digest in zip(tensors, sums, strict=True)},
         files=tuple(files.values()),
         config=found.objects[ADAPTER_CONFIG],
