@@ -32,6 +32,10 @@ def root() -> Path:
     """The folder of all compiled kernels of this user."""
     if chosen := os.environ.get("MODELBUILD_KERNEL_CACHE"):
         return Path(chosen)
+    if sys.platform == "linux":
+        # As platformdirs has it, whose import takes longer than loading all kernels.
+        told = os.environ.get("XDG_CACHE_HOME", "")
+        return Path(told if os.path.isabs(told) else os.path.expanduser("~/.cache")) / "modelbuild" / "kernels"
     import platformdirs
 
     return Path(platformdirs.user_cache_path("modelbuild")) / "kernels"
