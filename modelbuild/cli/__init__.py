@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cache.app, name="cache")
-for _command in (building.build, building.plan, building.why, building.lock, building.init):
+for _command in (building.build, building.plan, building.why, building.lock, building.verify, building.init):
     app.command()(_command)
 for _look in (looking.methods, looking.schema, looking.env, looking.clean, looking.inspect):
     app.command()(_look)
@@ -66,7 +66,7 @@ def run() -> NoReturn:
     sys.exit(result if isinstance(result, int) else 0)
 
 
-LATER = ("--locked", "--frozen", "--offline", "--record", "--update")
+LATER = ("--offline",)
 """Options that are part of the command line but not built yet."""
 
 
@@ -98,7 +98,6 @@ def _later(name: str, help_text: str) -> None:
 
 
 for _name, _help in (
-    ("verify", "Compare an artifact with the lock or the Hub (not built yet)."),
     ("push", "Publish an artifact on the Hub (not built yet)."),
     ("import", "Turn a mergekit YAML into a Modelfile (not built yet)."),
     ("graph", "Show the graph of artifacts (not built yet)."),

@@ -35,6 +35,13 @@ Memory = Annotated[
     str, typer.Option("--memory", help="Budget for tensor data; libraries come on top.", envvar="MODELBUILD_MEMORY")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.", envvar="MODELBUILD_DRY_RUN")]
+Locked = Annotated[
+    bool, typer.Option("--locked", help="Stop if the lock would change (exit 3).", envvar="MODELBUILD_LOCKED")
+]
+Frozen = Annotated[
+    bool,
+    typer.Option("--frozen", help="Take everything as the lock has it, or stop.", envvar="MODELBUILD_FROZEN"),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="MODELBUILD_DEBUG")]
 
 
