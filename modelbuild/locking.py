@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelbuild.cache.folders import Folders
@@ -65,11 +65,11 @@ def lock_with(options: Options, listener: Listener, update: Sequence[str] | None
     _check_names(spec, names, update or ())
     if faults := not_built(spec, names):
         raise NotBuiltYet(faults)
-    held = hold(options, spec)
+    held = hold(options, spec, spec.artifacts)
     renew = names if update is not None and not update else update or ()
-    found = resolve(options, source_requests(spec, names), listener, pinned(held, names, renew))
+    found = resolve(options, source_requests(spec, names), listener, pinned(held, renew))
     with _alone(options, held.file):
-        new = next_lock(Held(held.file, read(held.file), spec), found)
+        new = next_lock(replace(held, lock=read(held.file)), found)
         written = write(held.file, new)
     changes = differences(held.lock, new) if held.lock is not None else []
     return Locked(shown_path(os.path.abspath(held.file)), written, new.sources, tuple(changes))
@@ -121,7 +121,7 @@ def settle_lock(
     with _alone(options, held.file):
         # Another build may have written it meanwhile: what that one knows stays.
         old = read(held.file)
-        new = next_lock(Held(held.file, old, held.spec), found)
+        new = next_lock(replace(held, lock=old), found)
         told = Lock(new.sources, new.methods, {**new.outputs, **outputs})
         if writes_lock(options):
             write(held.file, told)

@@ -40,7 +40,7 @@ def _recorded(session: Session, target: Planned, listener: Listener) -> LockedOu
     files = [LockedFile(file.name, file.size, digests[file.name]) for file in manifest.files]
     for name, content in side.files.items():
         if name not in SPEAKING:
-            size = len(content) if isinstance(content, bytes) else os.path.getsize(content)
+            size = len(content) if isinstance(content, bytes) else target.side.files[name].size
             files.append(LockedFile(name, size, side.digests[name]))
     bound = tuple(operations(target.tensors.values())["numerics"])
     return LockedOutput(side.key, tuple(sorted(files, key=lambda file: file.name)), bound)

@@ -150,22 +150,20 @@ def open_session(options: Options, targets: Sequence[str], listener: Listener) -
     store = open_store(options.cache_root, options.durability)
     records = Records(options.cache_root, workspace_id(options.modelfile, options.out_root))
     try:
-        held, names = hold(options, spec), closure(spec, chosen)
-        check_before(held, names)
+        held = hold(options, spec, closure(spec, chosen))
+        check_before(held)
         with store.shared(", ".join(chosen), listener.say):
-            plan = make_plan(spec, chosen, lambda requests: _resolve_held(options, held, names, requests, listener))
+            plan = make_plan(spec, chosen, lambda requests: _resolve_held(options, held, requests, listener))
             refuse_overlaps(spec, chosen, options, source_places(plan, options))
             yield Session(options, spec, store, records, outputs_of(options), plan, held)
     finally:
         store.close()
 
 
-def _resolve_held(
-    options: Options, held: Held, names: Sequence[str], requests: Sequence[Request], listener: Listener
-) -> Found:
-    """The sources that the artifacts `names` come from, held to the lock as the options ask for."""
-    found = resolve(options, requests, listener, pinned(held, [request.artifact.name for request in requests]))
-    check_found(held, names, found)
+def _resolve_held(options: Options, held: Held, requests: Sequence[Request], listener: Listener) -> Found:
+    """The sources that the requests name, held to the lock as the options ask for."""
+    found = resolve(options, requests, listener, pinned(held))
+    check_found(held, found)
     return found
 
 

@@ -4,8 +4,9 @@ The lock has them in `[methods]`. Methods stand there by their names; adapter ty
 it (`"adapter lora"`), since a method may have the same name.
 
 A format's file (`formats/bnb.py`) says what its outputs depend on by a function `lock_entries(artifact)`, which gives
-versions by name for one `[quantize.NAME]`: its own version as `format bnb`, and for what an outside library computes
-the library's version and the numerics class. Where it has none, its `VERSION` is all there is.
+versions by name for one `[quantize.NAME]`: its own version, and for what an outside library computes the numerics class
+(library and version, kind of processor or device, threads), a string. The version of what is not installed here is
+None. A format without that function has its version alone: that of its `FORMAT`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Merge, Quantize, Spec
 from modelbuild.sources.content import SourceAdapter
 
-Versions: TypeAlias = "dict[str, int | str]"
+Versions: TypeAlias = "dict[str, int | str | None]"
 
 ADAPTER = "adapter "
 """What stands before the name of an adapter type."""
@@ -33,25 +34,20 @@ FORMAT = "format "
 """What stands before the name of a format."""
 
 
-def versions_of(
-    spec: Spec, adapters: Iterable[SourceAdapter], names: Collection[str] | None = None, known: Collection[str] = ()
-) -> Versions:
-    """The versions that the artifacts `names` depend on (None: all of the Modelfile), modelbuild's own first.
+def versions_of(spec: Spec, names: Collection[str], adapters: Iterable[SourceAdapter]) -> Versions:
+    """The versions that the artifacts `names` depend on, modelbuild's own first; None for what is not installed.
 
-    `adapters` are those that were read, whose types are seen from their configs; `known` are entries of an older lock:
-    of these the adapter types stay, for adapters that were not read now.
+    `adapters` are those that were read: their types are seen from their configs.
     """
-    chosen = [artifact for name, artifact in spec.artifacts.items() if names is None or name in names]
+    chosen = [artifact for name, artifact in spec.artifacts.items() if name in names]
     merges = [artifact for artifact in chosen if isinstance(artifact, Merge)]
     found: Versions = {"modelbuild": __version__}
     # Any merge may have to round an input to its dtype.
     found |= {"cast": CAST} if merges else {}
     used = {merge.method for merge in merges}
     found |= {name: declared.version for name in sorted(used) if (declared := method(name)) is not None}
-    types = {str(adapter.config.get("peft_type", "LORA")).lower() for adapter in adapters}
-    types |= {name.removeprefix(ADAPTER) for name in known if name.startswith(ADAPTER)}
-    for kind in sorted(types):
-        version = _declared(modelbuild.adapters, kind, "VERSION")
+    for kind in sorted({str(adapter.config.get("peft_type", "LORA")).lower() for adapter in adapters}):
+        version = adapter_version(kind)
         found |= {f"{ADAPTER}{kind}": version} if version is not None else {}
     for artifact in chosen:
         if isinstance(artifact, Quantize):
@@ -59,12 +55,32 @@ def versions_of(
     return found
 
 
-def _format_entries(artifact: Quantize) -> Mapping[str, int | str]:
+def next_versions(old: Mapping[str, int | str], needed: Versions, whole: Versions) -> dict[str, int | str]:
+    """What `[methods]` becomes where it was `old`, of the versions of the whole Modelfile and those that count now.
+
+    What only other artifacts need of outside libraries stays as it was: it is not for this machine to say. So does what
+    is not installed here.
+    """
+    found: dict[str, int | str] = {}
+    for name, version in {**whole, **needed}.items():
+        foreign = isinstance(version, str) and name not in needed
+        known = old.get(name, version) if foreign or version is None else version
+        found |= {name: known} if known is not None else {}
+    return found
+
+
+def adapter_version(kind: str) -> int | None:
+    """The version of how adapters of this type are read; None where there is no such type."""
+    version = _declared(modelbuild.adapters, kind, "VERSION")
+    return version if isinstance(version, int) else None
+
+
+def _format_entries(artifact: Quantize) -> Mapping[str, int | str | None]:
     """What a format's file says that this output of it depends on."""
     entries = _declared(modelbuild.formats, artifact.format, "lock_entries")
     if entries is not None:
         return dict(entries(artifact))
-    version = _declared(modelbuild.formats, artifact.format, "VERSION")
+    version = getattr(_declared(modelbuild.formats, artifact.format, "FORMAT"), "version", None)
     return {f"{FORMAT}{artifact.format}": version} if version is not None else {}
 
 

@@ -12,19 +12,23 @@ LOCAL = "local:"
 
 
 def origin_of(artifact: Base | Adapter) -> str:
-    """The origin of a source: `local:` and its path, or `hf:ORG/NAME[@REVISION]`; then `/` and the subfolder.
+    """The origin of a source: `hf:ORG/NAME[@REVISION]`, or `local:` and its path, with the subfolder after it.
 
-    Empty for an adapter that is made from other artifacts.
+    Empty for an adapter that is made from other artifacts. On the Hub the names of files have the subfolder.
     """
     source = artifact.source
     if source is None:
         return ""
+    if is_hub(source):
+        return source if artifact.revision is None else f"{source}@{artifact.revision}"
     subfolder = artifact.subfolder if isinstance(artifact, Adapter) else None
-    if source.startswith(HUB):
-        place = f"{source}@{artifact.revision}" if artifact.revision is not None else source
-    else:
-        place = LOCAL + (source if subfolder is None else source.rstrip("/"))
-    return place if subfolder is None else f"{place}/{subfolder}"
+    return f"{LOCAL}{source}" if subfolder is None else f"{LOCAL}{source.rstrip('/')}/{subfolder}"
+
+
+def below(artifact: Base | Adapter) -> str:
+    """What the names of a source's files start with, as the lock has them: on the Hub, the subfolder."""
+    subfolder = artifact.subfolder if isinstance(artifact, Adapter) and is_hub(origin_of(artifact)) else None
+    return "" if subfolder is None else f"{subfolder.strip('/')}/"
 
 
 def is_hub(origin: str) -> bool:
