@@ -80,7 +80,7 @@ def _ask(place: str, repository: str, revision: str | None) -> Any:
     except theirs.OfflineModeIsEnabled:
         raise _refused(place, "`HF_HUB_OFFLINE` is set", "comparing with the Hub needs its listing: unset it") from None
     except Exception as error:
-        raise _refused(place, _line(error), "try again; `HF_ENDPOINT` names another Hub") from error
+        raise _refused(place, _line(error), "try again when the Hub can be reached") from error
 
 
 def _line(error: Exception) -> str:
