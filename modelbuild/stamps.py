@@ -39,6 +39,12 @@ _OWN = {
 TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 """What a variable says to set a flag."""
 
+FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
+"""What a variable says to leave a flag unset."""
+
+_HELD = {"MODELBUILD_LOCKED", "MODELBUILD_FROZEN"}
+"""Flags that make no difference where a stamp is believed: the lock is the one that the build left, and up to date."""
+
 
 def answer(arguments: Sequence[str]) -> str | None:
     """What `modelbuild ARGUMENTS` prints if that is a plain build with nothing to do; None where that is uncertain."""
@@ -74,7 +80,7 @@ class Words(NamedTuple):
 def _parse(arguments: Sequence[str]) -> Words | None:
     """The few forms of `build` that a stamp can answer; None for all others."""
     environ = os.environ
-    if any(name.startswith("MODELBUILD_") and name not in _OWN for name in environ):
+    if any(name.startswith("MODELBUILD_") and name not in _OWN and not _harmless(name) for name in environ):
         return None
     given = {"-f": environ.get("MODELBUILD_FILE", "Modelfile")}
     given |= {"--cache": environ.get("MODELBUILD_CACHE", ""), "--out": environ.get("MODELBUILD_OUT", "")}
@@ -82,6 +88,8 @@ def _parse(arguments: Sequence[str]) -> Words | None:
     flags = {
         "--json": False,
         "--offline": False,
+        "--locked": False,
+        "--frozen": False,
         "--allow-path": environ.get("MODELBUILD_ALLOW_PATH", "").lower() in TRUE,
     }
     names: list[str] = []
@@ -99,6 +107,11 @@ def _parse(arguments: Sequence[str]) -> Words | None:
         return None
     places = given["-f"], given["--cache"] or None, given["--out"] or None
     return Words(*places, flags["--allow-path"], flags["--json"], tuple(names[1:]))
+
+
+def _harmless(name: str) -> bool:
+    """Whether a variable is one of the flags that make no difference, and says what a flag's variable may say."""
+    return name in _HELD and os.environ[name].lower() in TRUE | FALSE
 
 
 def path_of(cache_root: str, workspace: str, targets: Sequence[str], allow_path: bool) -> str:
@@ -144,8 +157,17 @@ def facts(path: str, with_ctime: bool = False) -> list[int] | None:
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns if with_ctime else 0]
 
 
-def write(session: Session, asked: Sequence[str], results: Mapping[str, ArtifactResult], started_ns: int) -> None:
+def write(
+    session: Session,
+    asked: Sequence[str],
+    results: Mapping[str, ArtifactResult],
+    started_ns: int,
+    lock: Mapping[str, list[int] | None],
+) -> None:
     """Writes the stamp of a finished build, unless its options or a source's youth make it worthless.
+
+    `lock` are the facts of the lock, by path, that says what the build was made from: so a stamp answers for builds
+    that are held to their lock as well.
 
     What was edited while the build went on, after it was read, has to be seen by the next one: the stamp says what was
     read and written, and is not written where something is no longer that.
@@ -164,7 +186,6 @@ def write(session: Session, asked: Sequence[str], results: Mapping[str, Artifact
     links = _links(session)
     named = {os.path.dirname(path) for path in links} | {os.path.dirname(path) for path in found}
     folders = {folder: facts(folder, True) for folder in map(os.path.realpath, named)}
-    lock = os.path.abspath(f"{options.modelfile}.lock")
     outputs = _outputs(session)
     if outputs is None or any(_differs(file.stamp, found[file.path]) for file in sources):
         return
@@ -174,7 +195,7 @@ def write(session: Session, asked: Sequence[str], results: Mapping[str, Artifact
         "version": __version__,
         "modelfile": session.spec.digest,
         "folder": os.getcwd(),
-        "sources": [*sorted((found | folders).items()), (lock, facts(lock, True))],
+        "sources": sorted({**found, **folders, **lock}.items()),
         "links": [(path, real) for path, real in sorted(links.items()) if path != real],
         "outputs": sorted(outputs.items()),
         "artifacts": [_fresh(results[name]) for name in session.plan.targets],

@@ -26,6 +26,8 @@ Offline = Annotated[bool, option("offline")]
 Set = Annotated[list[str] | None, option("overrides")]
 Memory = Annotated[str, option("memory")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.", envvar="MODELBUILD_DRY_RUN")]
+Locked = Annotated[bool, option("locked")]
+Frozen = Annotated[bool, option("frozen")]
 Debug = Annotated[bool, option("debug")]
 
 
