@@ -7,13 +7,15 @@ from collections.abc import Mapping
 
 from modelbuild import __version__
 from modelbuild.errors import NotBuiltYet, UsageError
+from modelbuild.formats.registry import formats
 from modelbuild.methods.registry import method
 from modelbuild.modelfile.check import not_built
 from modelbuild.modelfile.parse import load
-from modelbuild.modelfile.spec import Merge, Spec
+from modelbuild.modelfile.spec import Merge, Quantize, Spec
 from modelbuild.modelfile.template import TEMPLATE
 from modelbuild.options import Options
 from modelbuild.plan.graph import is_source, source_requests
+from modelbuild.plan.quantize import class_of
 from modelbuild.report.terminal import Listener
 from modelbuild.result import shown_path
 from modelbuild.session import resolve
@@ -76,5 +78,15 @@ def joined(old: locks.Lock | None, new: locks.Lock, spec: Spec) -> locks.Lock:
 def methods_of(spec: Spec) -> dict[str, int | str]:
     """modelbuild's version and those of the methods that the Modelfile uses."""
     used = {artifact.method for artifact in spec.artifacts.values() if isinstance(artifact, Merge)}
-    versions = {name: found.version for name in sorted(used) if (found := method(name)) is not None}
+    versions: dict[str, int | str] = {name: f.version for name in sorted(used) if (f := method(name)) is not None}
+    for artifact in spec.artifacts.values():
+        if isinstance(artifact, Quantize) and (known := formats()[artifact.format]).built:
+            versions[known.name] = known.version
+            versions |= locked_class(class_of(spec, artifact, known))
     return {"modelbuild": __version__, **versions}
+
+
+def locked_class(numerics: str) -> dict[str, str]:
+    """A numerics class as the lock has it: the first library's name, and its version with all that comes after."""
+    name, _, rest = numerics.partition(" ")
+    return {name: rest}
