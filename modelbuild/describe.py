@@ -20,6 +20,7 @@ from modelbuild.modelfile.suggest import nearest
 from modelbuild.options import Options, named
 from modelbuild.plan.demand import Need
 from modelbuild.plan.node import Node
+from modelbuild.plan.outputs import late_outputs
 from modelbuild.plan.planned import Planned
 from modelbuild.report.terminal import Listener
 from modelbuild.result import Counts
@@ -122,6 +123,8 @@ def _describe(session: Session, name: str, need: Need) -> ArtifactPlan:
         ready = name in session.ready
         status = _target_status(session, artifact) if ready else "build"
         write = 0 if ready else sum(node.nbytes for node in artifact.tensors.values())
+        # What is packed before the layout is known is written twice.
+        write += sum(node.nbytes for node in map(artifact.tensors.get, need.computed) if node and late_outputs(node))
     return ArtifactPlan(
         name,
         artifact.kind,

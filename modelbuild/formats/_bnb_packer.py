@@ -6,6 +6,9 @@ each time, would cost more than the arithmetic.
 
 from __future__ import annotations
 
+import importlib
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import gcd
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from modelbuild.formats.base import Emit
     from modelbuild.plan.node import Node
 
-PIECE = 256 * 1024
+PIECE = 128 * 1024
 """Elements that are packed at a time, if a row has not more."""
 
 _SCRATCH = 32
@@ -38,8 +41,10 @@ class BnbPacker:
     @contextmanager
     def running(self) -> Iterator[None]:
         """One thread in torch, for whoever calls: a mean must not depend on how many there are."""
-        import bitsandbytes  # noqa: F401  its operators are registered by the import
         import torch
+
+        if "bitsandbytes" not in sys.modules:
+            _import_quietly()
 
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -58,6 +63,35 @@ class BnbPacker:
                 _pack_int8(node, raw, emit)
             else:
                 _pack_4bit(node, raw, emit)
+
+
+def _import_quietly() -> None:
+    """Imports bitsandbytes, which registers its operators, for packing alone.
+
+    It would have functions that packing does not use compiled, and for that load torch's compiler: more than half of
+    the time and a third of the memory that all of it takes. And on some processors it looks for a package `kernels`,
+    to get code from the Hub with. Here nothing is compiled, there is no such package, and it says nothing about that.
+    """
+    import torch
+
+    log = logging.getLogger("bitsandbytes")
+    level, compiler = log.level, torch.compile
+    hidden = {"kernels": None} if "kernels" not in sys.modules else {}
+    try:
+        log.setLevel(logging.ERROR)
+        sys.modules.update(hidden)  # type: ignore[arg-type]
+        torch.compile = _as_it_is  # type: ignore[assignment]
+        importlib.import_module("bitsandbytes")
+    finally:
+        log.setLevel(level)
+        torch.compile = compiler
+        for name in hidden:
+            del sys.modules[name]
+
+
+def _as_it_is(function: Any = None, **_: Any) -> Any:
+    """What `torch.compile` gives, not compiled: the function, or a decorator."""
+    return function if function is not None else _as_it_is
 
 
 def _pack_int8(node: Node, raw: NDArray[Any], emit: Emit) -> None:

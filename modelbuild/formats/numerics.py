@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 _LEVELS = (
     ("AVX512", {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma"}),
@@ -40,6 +41,12 @@ def library_version(name: str) -> str:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
         raise MissingLibrary(name) from None
+
+
+def library_places(names: Iterable[str]) -> list[str]:
+    """A file of each package that another version of it would replace, found without importing it."""
+    specs = (find_spec(name) for name in sorted(names))
+    return [spec.origin for spec in specs if spec is not None and spec.origin is not None]
 
 
 @cache
