@@ -34,7 +34,7 @@ STATE = 512
 """Bytes that a state has at most."""
 
 _ROWS = 32
-"""What the rows of a 4-bit weight must be a multiple of for bitsandbytes to run it on a processor with AVX-512."""
+"""What the outputs of a 4-bit layer must be a multiple of for bitsandbytes to run it on a processor with AVX-512."""
 
 
 def plan(model: Model) -> Packing:
@@ -52,12 +52,11 @@ def plan(model: Model) -> Packing:
             facts = [f"`{module}`" for module in lost[:5]]
             raise Unfit("has layers that config.json cannot name without others", facts, "skip all of their kind")
     block = int(model.options.get("block_size", BLOCK_SIZE))
-    if model.type != "int8":
-        _check_blocks(model, chosen, block)
+    _check_blocks(model, chosen, 1 if model.type == "int8" else block)
     packed = {f"{m}.weight": _pack(model, f"{m}.weight", m in found.transposed, block) for m in chosen}
     return Packing(packed, tuple(f"{m}.weight" for m in skipped), {
         "quantization_config": quantization_config(model.type, _doubled(model), entries)
-    }, _notes(model, chosen, found.transposed))  # fmt: skip
+    }, _notes(model, chosen, found.transposed, block))  # fmt: skip
 
 
 def quantization_config(kind: str, double_quant: bool, skip: list[str] | None = None) -> dict[str, Any]:
@@ -121,19 +120,24 @@ def _check_blocks(model: Model, modules: list[str], block: int) -> None:
     shapes = {f"{module}.weight": model.tensors[f"{module}.weight"][1] for module in modules}
     odd = [f"`{name}` is {list(shape)}" for name, shape in shapes.items() if prod(shape) % block or not prod(shape)]
     if odd:
-        facts = [*odd[:5], *([f"and {len(odd) - 5} more"] if len(odd) > 5 else []), f"a block is {block} weights"]
+        more = [f"and {len(odd) - 5} more"] if len(odd) > 5 else []
+        facts = [*odd[:5], *more, f"a block is {block} weights"] if block > 1 else [*odd[:5], *more]
         raise Unfit("has weights that do not divide into blocks", facts, "leave them alone: skip = [PATTERN]")
 
 
-def _notes(model: Model, modules: list[str], transposed: frozenset[str]) -> tuple[str, ...]:
+def _notes(model: Model, modules: list[str], transposed: frozenset[str], block: int) -> tuple[str, ...]:
     if model.type == "int8":
         return ()
-    rows = {m: model.tensors[f"{m}.weight"][1][1 if m in transposed else 0] for m in modules}
-    odd = [module for module, count in rows.items() if count % _ROWS]
+    stored = {module: model.tensors[f"{module}.weight"][1] for module in modules}
+    shapes = {module: shape[::-1] if module in transposed else shape for module, shape in stored.items()}
+    odd = [module for module, (rows, columns) in shapes.items() if rows % _ROWS or columns % block]
     if not odd:
         return ()
-    what = f"`{odd[0]}` has {rows[odd[0]]} outputs" + (f", and {len(odd) - 1} more are like it" if odd[1:] else "")
-    return (f"{what}: on a processor with AVX-512, bitsandbytes runs multiples of {_ROWS} only",)
+    rows, columns = shapes[odd[0]]
+    more = f", and {len(odd) - 1} more are like it" if odd[1:] else ""
+    limits = f"outputs in multiples of {_ROWS} and inputs in multiples of {block}"
+    what = f"`{odd[0]}` has {rows} outputs and {columns} inputs{more}"
+    return (f"{what}: on a processor with AVX-512, bitsandbytes runs only {limits}",)
 
 
 def _packer() -> Packer:

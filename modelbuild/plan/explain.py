@@ -43,7 +43,9 @@ def record(artifact: Planned, method: str | None = None) -> dict[str, Any]:
     for name, node in artifact.tensors.items():
         decision = artifact.decisions.get(name)
         entry: dict[str, Any] = {"key": node.key, "operation": node.operation, "version": node.version}
-        entry |= {"dtype": node.dtype, "shape": list(node.shape), "method": method}
+        # Of a packed weight its dtype and shape are told by its parameters and by what it was packed from.
+        plain = node.inputs[0] if node.outputs else node
+        entry |= {"dtype": plain.dtype, "shape": list(plain.shape), "method": method}
         entry |= {"numerics": node.numerics} if node.numerics is not None else {}
         if decision is not None:
             entry["parameters"] = [list(pair) for pair in decision.parameters]
