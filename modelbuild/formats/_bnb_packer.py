@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PIECE = 128 * 1024
 """Elements that are packed at a time, if a row has not more."""
 
+_COMPILER = ("compile", "_disable_dynamo")
+"""Decorators of torch that load its compiler, the second when what it decorates is called."""
+
 _SCRATCH = 32
 """Bytes for each element of a piece: what bitsandbytes makes of it on the way."""
 
@@ -68,23 +71,27 @@ class BnbPacker:
 def _import_quietly() -> None:
     """Imports bitsandbytes, which registers its operators, for packing alone.
 
-    It would have functions that packing does not use compiled, and for that load torch's compiler: more than half of
-    the time and a third of the memory that all of it takes. And on some processors it looks for a package `kernels`,
-    to get code from the Hub with. Here nothing is compiled, there is no such package, and it says nothing about that.
+    It would have functions that packing does not use compiled, and keep the compiler from others, and for both load
+    torch's compiler: more than half of the time and a third of the memory that all of it takes. And on some processors
+    it looks for a package `kernels`, to get code from the Hub with. Here nothing is compiled, there is no such package,
+    and it says nothing about that.
     """
     import torch
 
     log = logging.getLogger("bitsandbytes")
-    level, compiler = log.level, torch.compile
+    level = log.level
+    replaced = {name: getattr(torch, name) for name in _COMPILER if hasattr(torch, name)}
     hidden = {"kernels": None} if "kernels" not in sys.modules else {}
     try:
         log.setLevel(logging.ERROR)
         sys.modules.update(hidden)  # type: ignore[arg-type]
-        torch.compile = _as_it_is  # type: ignore[assignment]
+        for name in replaced:
+            setattr(torch, name, _as_it_is)
         importlib.import_module("bitsandbytes")
     finally:
         log.setLevel(level)
-        torch.compile = compiler
+        for name, original in replaced.items():
+            setattr(torch, name, original)
         for name in hidden:
             del sys.modules[name]
 
