@@ -10,14 +10,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from modelbuild import stamps
 from modelbuild.accounts import first_result, made_counts, settled, warnings_of
-from modelbuild.artifact.output import is_fresh, side_files, weights_layout
+from modelbuild.artifact.library import packed_layout
+from modelbuild.artifact.output import PACKED, is_fresh, side_files, weights_layout
 from modelbuild.artifact.publish import Weights, recover, write_output
 from modelbuild.cache.nouns import Manifest
 from modelbuild.engine.make import Outcome, Workshop, make_weights
+from modelbuild.engine.packed import make_packed
 from modelbuild.engine.run import Limits
 from modelbuild.errors import BuildFailed, Interrupted, ModelbuildError, of_system
 from modelbuild.fetching import fetch, here
@@ -248,8 +251,12 @@ class Work:
         total = sum(artifact.tensors[name].nbytes for name in names)
         with self.listener:
             self.listener.begin(artifact.name, "building", total)
-            layout = weights_layout(artifact, names, session.spec.settings.shard_size if complete else None)
-            outcome = make_weights(shop, artifact, names, key, layout, complete)
+            shard_size = session.spec.settings.shard_size
+            if artifact.kind == PACKED:
+                outcome = make_packed(shop, artifact, key, partial(packed_layout, artifact, shard_size))
+            else:
+                layout = weights_layout(artifact, names, shard_size if complete else None)
+                outcome = make_weights(shop, artifact, names, key, layout, complete)
         for note in warnings_of(outcome):
             self.listener.say(f"warning: {artifact.name}: {note}")
         self.peak = max(self.peak, outcome.tally.peak)

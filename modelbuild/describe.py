@@ -13,6 +13,7 @@ from typing import Any
 from modelbuild.accounts import read_bytes
 from modelbuild.artifact.output import is_fresh, side_files
 from modelbuild.artifact.provenance import FILE as PROVENANCE
+from modelbuild.engine.pack import packing_memory
 from modelbuild.engine.program import Read, Run, compile_program
 from modelbuild.errors import UsageError
 from modelbuild.fetching import downloads, on_the_same_disk
@@ -20,6 +21,7 @@ from modelbuild.modelfile.suggest import nearest
 from modelbuild.options import Options, named
 from modelbuild.plan.demand import Need
 from modelbuild.plan.node import Node
+from modelbuild.plan.outputs import late_outputs
 from modelbuild.plan.planned import Planned
 from modelbuild.report.terminal import Listener
 from modelbuild.result import Counts
@@ -128,6 +130,8 @@ def _describe(session: Session, name: str, need: Need, missing: Sequence[SourceF
         ready = name in session.ready
         status = _target_status(session, artifact) if ready else "build"
         write = 0 if ready else sum(node.nbytes for node in artifact.tensors.values())
+        # What is packed before the layout is known is written twice.
+        write += sum(node.nbytes for node in map(artifact.tensors.get, need.computed) if node and late_outputs(node))
     return ArtifactPlan(
         name,
         artifact.kind,
@@ -168,6 +172,10 @@ def _alone(session: Session, nodes: Sequence[Node], names: Sequence[str]) -> lis
         f"`{name}` needs {show_bytes(program.memory)}"
         for name, node in zip(names, nodes, strict=True)
         if node.operation == "lora" and (program := compile_program(node, {})).memory > budget
+    ] + [
+        f"`{name}` needs {show_bytes(needed)}"
+        for name, node in zip(names, nodes, strict=True)
+        if node.outputs and (needed := packing_memory(node)) > budget
     ]
 
 
@@ -252,6 +260,11 @@ def _changed_files(session: Session, artifact: Planned) -> list[str]:
 
 def _steps(node: Node) -> list[str]:
     """How a tensor comes about, innermost first, as `why NAME TENSOR` shows it."""
+    if node.outputs:
+        params = ", ".join(f"{key} = {value!r}" for key, value in node.params)
+        made = ", ".join(f"{output.name} {output.dtype}" for output in node.outputs)
+        last = f"{node.operation} ({params}) by {node.numerics} → {made}, key {node.key[:12]}"
+        return [*_steps(node.inputs[0]), last]
     lines = []
     for step in compile_program(node, {}).steps:
         shape = "×".join(map(str, step.node.shape)) or "scalar"

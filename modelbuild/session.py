@@ -22,6 +22,7 @@ from modelbuild.pins import Found, Held, check_before, check_found, hold, pinned
 from modelbuild.plan.demand import Need, demand, reachable
 from modelbuild.plan.explain import Cause, Explainer, Record, adapter_record, record
 from modelbuild.plan.graph import closure, make_plan, targets_of
+from modelbuild.plan.outputs import stored_keys, whole
 from modelbuild.plan.planned import Plan, Planned
 from modelbuild.report.terminal import Listener
 from modelbuild.sources.content import SourceAdapter, SourceModel
@@ -78,7 +79,8 @@ class Session:
         if self.options.no_cache:
             return frozenset()
         nodes = [node for a in self.plan.target_artifacts() if a.name not in self.ready for node in a.tensors.values()]
-        return frozenset(self.store.find(reachable(nodes)))
+        outputs = stored_keys(nodes)
+        return whole(self.store.find(reachable(nodes).union(*outputs.values())), outputs)
 
     @cached_property
     def new_records(self) -> dict[str, Record]:

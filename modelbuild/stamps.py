@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,6 +131,7 @@ def _believed(words: Words) -> dict[str, Any] | None:
     with open(words.modelfile, "rb") as file:
         text = file.read()
     sound = stamp["version"] == __version__ and stamp["modelfile"] == hashlib.sha256(text).hexdigest()
+    sound = sound and stamp.get("python", sys.prefix) == sys.prefix
     if not sound or stamp["folder"] != os.getcwd():
         return None
     sources = all(facts(path, True) == found for path, found in stamp["sources"])
@@ -187,6 +189,8 @@ def write(
     named = {os.path.dirname(path) for path in links} | {os.path.dirname(path) for path in found}
     folders = {folder: facts(folder, True) for folder in map(os.path.realpath, named)}
     outputs = _outputs(session)
+    # Another version of a library computes other bytes, and another Python may have another one.
+    libraries = {place: facts(place, True) for place in _libraries(session)}
     if outputs is None or any(_differs(file.stamp, found[file.path]) for file in sources):
         return
     if any(entries is None or entries[1] > started_ns - COARSE_NS for entries in folders.values()):
@@ -195,11 +199,13 @@ def write(
         "version": __version__,
         "modelfile": session.spec.digest,
         "folder": os.getcwd(),
-        "sources": sorted({**found, **folders, **lock}.items()),
+        "sources": sorted({**found, **folders, **libraries, **lock}.items()),
         "links": [(path, real) for path, real in sorted(links.items()) if path != real],
         "outputs": sorted(outputs.items()),
         "artifacts": [_fresh(results[name]) for name in session.plan.targets],
     }
+    if libraries:
+        data["python"] = sys.prefix
     path = path_of(options.cache_root, session.records.workspace, asked, options.allow_path)
     scratch = f"{path}.{os.getpid()}.{threading.get_ident()}.new"
     with open(scratch, "wb") as out:
@@ -225,6 +231,17 @@ def _links(session: Session) -> dict[str, str]:
             whole = os.path.join(place, file.name)
             links[os.path.normpath(whole if os.path.lexists(whole) else place)] = file.path
     return links
+
+
+def _libraries(session: Session) -> list[str]:
+    """The files of the outside libraries that computed parts of the plan."""
+    from modelbuild.formats.numerics import library_places
+    from modelbuild.formats.registry import formats
+    from modelbuild.modelfile.spec import Quantize
+
+    spec = session.spec
+    used = {a.format for name in session.plan.artifacts if isinstance(a := spec.artifacts[name], Quantize)}
+    return library_places({library for name in used for library in formats()[name].libraries})
 
 
 def _outputs(session: Session) -> dict[str, list[int] | None] | None:

@@ -3,10 +3,9 @@
 The lock has them in `[methods]`. Methods stand there by their names; adapter types and formats with their kind before
 it (`"adapter lora"`), since a method may have the same name.
 
-A format's file (`formats/bnb.py`) says what its outputs depend on by a function `lock_entries(artifact)`, which gives
-versions by name for one `[quantize.NAME]`: its own version, and for what an outside library computes the numerics class
-(library and version, kind of processor or device, threads), a string. The version of what is not installed here is
-None. A format without that function has its version alone: that of its `FORMAT`.
+Of a format that an outside library computes there is also the numerics class under the library's name: its version, the
+kind of processor, threads. The version of what is not installed here is None. A format's file may say otherwise by a
+function `lock_entries(artifact)`, which gives versions by name for one `[quantize.NAME]`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from typing import Any, TypeAlias
 import modelbuild.adapters
 import modelbuild.formats
 from modelbuild import __version__
+from modelbuild.formats.numerics import locked_class
+from modelbuild.formats.registry import formats
 from modelbuild.methods._cast import VERSION as CAST
 from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Merge, Quantize, Spec
@@ -80,8 +81,10 @@ def _format_entries(artifact: Quantize) -> Mapping[str, int | str | None]:
     entries = _declared(modelbuild.formats, artifact.format, "lock_entries")
     if entries is not None:
         return dict(entries(artifact))
-    version = getattr(_declared(modelbuild.formats, artifact.format, "FORMAT"), "version", None)
-    return {f"{FORMAT}{artifact.format}": version} if version is not None else {}
+    found = formats().get(artifact.format)
+    if found is None or not found.built:
+        return {}
+    return {f"{FORMAT}{found.name}": found.version, **locked_class(found.libraries)}
 
 
 def _declared(room: ModuleType, name: str, attribute: str) -> Any:

@@ -11,7 +11,7 @@ import tomli
 from pydantic import ValidationError
 
 import modelbuild.methods
-from modelbuild.formats.announced import FORMATS
+from modelbuild.formats.registry import formats
 from modelbuild.methods.announced import ANNOUNCED
 from modelbuild.methods.registry import method, methods
 from modelbuild.modelfile import keys
@@ -127,9 +127,10 @@ def test_what_is_wrong_in_form_fits_neither_schema_nor_model(schema, text):
 
 def test_the_schema_names_every_kind_key_method_parameter_format_and_type(schema):
     text = json.dumps(schema)
-    words = [*keys.TOP, *methods(), *FORMATS]
+    words = [*keys.TOP, *methods(), *formats()]
     words += [parameter.name for found in methods().values() for parameter in found.parameters]
-    words += [name for known in FORMATS.values() for name in (*known.types, *(option.name for option in known.options))]
+    for known in formats().values():
+        words += [*known.types, *(option.name for option in known.options)]
     for table in (*keys.KINDS.values(), keys.SETTINGS, keys.MODEL, keys.SLICE, keys.POINTS, keys.CHOICE):
         words += table
     assert [word for word in words if f'"{word}"' not in text] == []

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from modelbuild.artifact.config import names_remote_code
-from modelbuild.artifact.provenance import Made, public_modelfile, public_override, sources
+from modelbuild.artifact.provenance import Made, numerics_of, public_modelfile, public_override, sources
 from modelbuild.artifact.recipe import closure, public_source
+from modelbuild.formats.registry import formats
 from modelbuild.modelfile.spec import Adapter, Base, Merge, Publish, Quantize
 from modelbuild.sources.content import SourceAdapter, SourceModel
 
@@ -118,6 +119,7 @@ def _steps(made: Made) -> list[str]:
             lines.append(
                 f"- {escape(name)}: {escape(artifact.model)} as {escape(artifact.format)} {escape(artifact.type)}"
             )
+            lines += [f"  computed by {escape(numerics)}" for numerics in numerics_of(made.plan.artifacts[name])]
         elif isinstance(artifact, Adapter) and artifact.source is None:
             names = dict.fromkeys(escape(other) for other in made.plan.spec.references(name))
             lines.append(f"- {escape(name)}: an adapter made from {', '.join(names)}")
@@ -132,9 +134,17 @@ def _remote_code(made: Made) -> list[str]:
 
 def _rebuild(made: Made) -> str:
     options = "".join(f" --set {_shell(public_override(text))}" for text in made.overrides)
-    commands = f"pip install modelbuild=={made.version}\nmodelbuild build {made.name}{options}"
+    extras = sorted({extra for name in closure(made.plan.spec, made.name) if (extra := _extra(made, name))})
+    package = f"'modelbuild[{','.join(extras)}]=={made.version}'" if extras else f"modelbuild=={made.version}"
+    commands = f"pip install {package}\nmodelbuild build {made.name}{options}"
     digests = "The digest of every source and of every file is in `modelbuild.json`."
     return f"Beside the Modelfile above and its sources:\n\n{fence(commands, 'sh')}\n\n{digests}"
+
+
+def _extra(made: Made, name: str) -> str:
+    """The extra of modelbuild that making an artifact takes; empty if it takes none."""
+    artifact = made.plan.spec.artifacts[name]
+    return formats()[artifact.format].extra if isinstance(artifact, Quantize) else ""
 
 
 def _shell(text: str) -> str:

@@ -116,9 +116,9 @@ def override(
 
 
 def count_dtypes(nodes: Iterable[Node]) -> dict[str, int]:
-    """The number of elements of each safetensors dtype."""
+    """The number of elements of each safetensors dtype; a packed weight counts as what it was packed from."""
     counts: dict[str, int] = {}
-    for node in nodes:
+    for node in (node.inputs[0] if node.outputs else node for node in nodes):
         counts[node.dtype] = counts.get(node.dtype, 0) + node.count
     return counts
 

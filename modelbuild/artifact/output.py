@@ -12,6 +12,7 @@ from modelbuild.artifact.card import FILE as CARD
 from modelbuild.artifact.card import card
 from modelbuild.artifact.config import config_json, generation_json
 from modelbuild.artifact.edits import OutputRecord, check_output, side_digests
+from modelbuild.artifact.library import packed_layout
 from modelbuild.artifact.provenance import FILE as PROVENANCE
 from modelbuild.artifact.provenance import Made, provenance
 from modelbuild.artifact.shards import index_json, index_name, plan_layout
@@ -33,8 +34,14 @@ class SideFiles:
     digests: Mapping[str, str]
 
 
+PACKED = "quantize"
+"""The kind of artifacts whose files are laid out as the safetensors library does it."""
+
+
 def weights_key(artifact: Planned, shard_size: int) -> str:
     """The key that the artifact's weight files have in the cache: its tensors, and how they are cut into files."""
+    if artifact.kind == PACKED:
+        return identity("packed-files/1", artifact.key, shard_size)
     return identity("files/1", artifact.key, shard_size)
 
 
@@ -44,18 +51,27 @@ def weights_layout(artifact: Planned, names: Sequence[str], shard_size: int | No
     return plan_layout([(name, node.dtype, node.shape) for name, node in nodes], shard_size)
 
 
+def _published_layout(artifact: Planned, sizes: Mapping[str, int], shard_size: int) -> Layout:
+    """The layout of weight files; of packed ones once the sizes of all tensors are known."""
+    if artifact.kind == PACKED:
+        return packed_layout(artifact, shard_size, sizes)
+    return weights_layout(artifact, list(artifact.tensors), shard_size)
+
+
 def output_key(plan: Plan, artifact: Planned) -> str:
     """The key of the whole output: its weights, how they are cut into files, and the side files that do not speak."""
     return _silent_files(plan, artifact).key
 
 
 def _silent_files(plan: Plan, artifact: Planned) -> SideFiles:
-    """The files beside the weights that say nothing about others, and the key that follows from them."""
+    """The files beside the weights that say nothing about others, and the key that follows from them.
+
+    The index is not among them: it follows from the weights and how they are cut, which the key has anyway.
+    """
     files: dict[str, bytes | str] = {name: file.path for name, file in artifact.side.files.items()}
     made = {
         "config.json": config_json(artifact),
         "generation_config.json": generation_json(artifact),
-        index_name(): index_json(weights_layout(artifact, list(artifact.tensors), plan.spec.settings.shard_size)),
     }
     files |= {name: data for name, data in made.items() if data is not None}
     known = {name: file.sha256 for name, file in artifact.side.files.items() if name not in made or made[name] is None}
@@ -68,6 +84,11 @@ def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tup
     """All files beside the weights. Raises SourceChanged where a source's config is not the one that was planned."""
     silent = _silent_files(plan, artifact)
     files, digests = dict(silent.files), dict(silent.digests)
+    sizes = {tensor.name: tensor.nbytes for tensor in manifest.tensors}
+    index = index_json(_published_layout(artifact, sizes, plan.spec.settings.shard_size))
+    if index is not None:
+        files[index_name()] = index
+        digests |= side_digests({index_name(): index})
     # What was asked for before decides whether the SHA-256 of a weight file is known; an output may not depend on that.
     weights = [replace(file, sha256=None) for file in manifest.files]
     text = modelfile_text(plan.spec, artifact.name)

@@ -13,10 +13,11 @@ from typing import Any
 
 from modelbuild.artifact.recipe import closure, public_source, recipe
 from modelbuild.cache.nouns import StoredFile
+from modelbuild.formats.registry import formats
 from modelbuild.methods.registry import method
-from modelbuild.modelfile.spec import Merge, Spec
+from modelbuild.modelfile.spec import Merge, Quantize, Spec
 from modelbuild.plan.node import Node
-from modelbuild.plan.planned import Plan
+from modelbuild.plan.planned import Plan, Planned
 from modelbuild.sources.content import SourceAdapter, SourceModel
 
 FORMAT = 1
@@ -101,8 +102,16 @@ def _source(source: SourceModel | SourceAdapter) -> dict[str, Any]:
 
 
 def _methods(spec: Spec, name: str) -> dict[str, int]:
-    used = {other.method for n in closure(spec, name) if isinstance(other := spec.artifacts[n], Merge)}
-    return {known: found.version for known in sorted(used) if (found := method(known)) is not None}
+    artifacts = [spec.artifacts[other] for other in closure(spec, name)]
+    used = {other.method for other in artifacts if isinstance(other, Merge)}
+    versions = {known: found.version for known in used if (found := method(known)) is not None}
+    versions |= {other.format: formats()[other.format].version for other in artifacts if isinstance(other, Quantize)}
+    return dict(sorted(versions.items()))
+
+
+def numerics_of(planned: Planned) -> list[str]:
+    """The numerics classes of what outside libraries compute of an artifact itself."""
+    return sorted({node.numerics for node in planned.tensors.values() if node.numerics is not None})
 
 
 def operations(nodes: Iterable[Node]) -> dict[str, Any]:

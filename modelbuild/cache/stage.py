@@ -204,6 +204,14 @@ class Stage:
             with contextlib.suppress(OSError):
                 os.rmdir(self._folder)
 
+    def path(self, name: str) -> str:
+        """Where the staged file `name` lies as long as nothing is published."""
+        return os.path.join(self._files, name)
+
+    def abandon(self) -> None:
+        """Remove the stage with all that is in it; what was wanted of it is elsewhere."""
+        disk.discard(self._folder, self._store.folders.trash)
+
     def close(self) -> None:
         """Write the rest of the journal as far as that works, and close the files; the stage stays."""
         if self._journal is not None:

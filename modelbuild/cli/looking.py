@@ -10,8 +10,10 @@ import typer
 from modelbuild.cli.words import Cache, DryRun, Json, Out, options, show
 
 
-def methods(name: Annotated[str | None, typer.Argument(help="A method.")] = None, as_json: Json = False) -> None:
-    """List merge methods, or show one with its parameters."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method or format.")] = None, as_json: Json = False
+) -> None:
+    """List merge methods and quantised formats, or show one with its parameters."""
     from modelbuild.report.methods import method_data, show_methods
 
     data = method_data(name)

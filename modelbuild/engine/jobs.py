@@ -45,6 +45,14 @@ class Tally:
     spent: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
 
+    def add(self, more: Tally) -> None:
+        """Takes in what another run did after this one."""
+        self.read += more.read
+        self.written += more.written
+        self.peak = max(self.peak, more.peak)
+        for key, seconds in more.spent.items():
+            self.spent[key] = self.spent.get(key, 0.0) + seconds
+
 
 class Damaged(Exception):
     """A cached tensor was not what its checksum says; `keys` are those found so."""

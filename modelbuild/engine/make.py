@@ -107,10 +107,10 @@ def _fill(
             left = {tensor: node for tensor, node in nodes.items() if tensor not in checksums}
             cached = {} if shop.anew else shop.store.find(reachable(left.values()) - bad)
             if shop.require_cached:
-                _check_cached(name, left, cached)
+                check_cached(name, left, cached)
             jobs = _jobs(left, cached, layout, stage.fds, shop.anew)
             try:
-                _run(shop, jobs, reader, done, tally)
+                run_jobs(shop, jobs, reader, done, tally)
                 break
             except Damaged as damage:
                 if attempt == ATTEMPTS - 1:
@@ -118,7 +118,7 @@ def _fill(
                         "the cache is damaged again and again", hint="run `modelbuild cache verify`"
                     ) from None
                 bad.update(damage.keys)
-                shop.say(_told(len(damage.keys)))
+                shop.say(told_damage(len(damage.keys)))
                 for located in (cached[key] for key in damage.keys if key in cached):
                     shop.store.verify_tensor(located)
         reader.check()
@@ -131,19 +131,21 @@ def _fill(
     return Outcome(manifest, tally, tuple(stage.finished), redone, nonfinite)
 
 
-def _told(count: int) -> str:
+def told_damage(count: int) -> str:
+    """The sentence about damaged tensors of the cache."""
     if count == 1:
         return "1 tensor in the cache is damaged; it is made anew"
     return f"{count} tensors in the cache are damaged; they are made anew"
 
 
-def _run(
+def run_jobs(
     shop: Workshop,
     jobs: Sequence[Job],
     reader: Reader,
     done: Callable[[Made], None],
     tally: Tally,
 ) -> None:
+    """Runs jobs, adding to the tally; raises Damaged, what a worker raised, and BuildFailed for files."""
     files = StoredFiles(reader)
     # Without a promise to survive a power cut there is no disk to wait for.
     writer = Writer(direct=shop.store.durability != "none")
@@ -182,7 +184,8 @@ def _jobs(
     return jobs
 
 
-def _check_cached(name: str, nodes: Mapping[str, Node], cached: Collection[str]) -> None:
+def check_cached(name: str, nodes: Mapping[str, Node], cached: Collection[str]) -> None:
+    """Raises NotCached for the first of these tensors of the artifact `name` that would have to be computed."""
     for tensor, node in nodes.items():
         if node.operation != "source" and node.key not in cached:
             raise NotCached(
@@ -205,7 +208,7 @@ def _compare(shop: Workshop, nodes: Mapping[str, Node], manifest: Manifest) -> O
     tally = Tally()
     with LocalReader() as reader:
         jobs = [Job((name,), compile_program(node, {}, True), ()) for name, node in nodes.items()]
-        _run(shop, jobs, reader, done, tally)
+        run_jobs(shop, jobs, reader, done, tally)
         reader.check()
     expected = {tensor.name: tensor.checksum for tensor in manifest.tensors}
     differs = tuple(name for name in nodes if found[name] != expected.get(name))

@@ -2,34 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """An option of a format: its type, and the least value of an integer."""
-
-    name: str
-    type: Literal["string", "integer", "boolean"]
-    help: str
-    low: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A quantised format: the types that `type` may name and the options that its table takes."""
-
-    name: str
-    summary: str
-    types: tuple[str, ...]
-    options: tuple[Option, ...]
-    built: bool = False
-
-    def option(self, name: str) -> Option | None:
-        """The declaration of the option `name`, if the format has it."""
-        return next((option for option in self.options if option.name == name), None)
-
+from modelbuild.formats.base import Format, Option
 
 _GGUF_TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -38,36 +11,24 @@ _GGUF_TYPES = (
 )  # fmt: skip
 _GROUP_SIZE = Option("group_size", "integer", "weights that share one scale", 1)
 
-FORMATS: dict[str, Format] = {
-    known.name: known
-    for known in (
-        Format(
-            "gguf",
-            "one file for llama.cpp and what is built on it",
-            _GGUF_TYPES,
-            (Option("imatrix", "string", "file with the importance of each column, relative to the Modelfile"),),
-        ),
-        Format(
-            "bnb",
-            "bitsandbytes, loaded by transformers",
-            ("nf4", "fp4", "int8"),
-            (
-                Option("double_quant", "boolean", "quantise the scales too"),
-                Option("block_size", "integer", "weights that share one scale", 1),
-            ),
-        ),
-        Format(
-            "compressed-tensors",
-            "the layout of vLLM and llm-compressor",
-            ("fp8", "fp8-block", "w8a8", "w8a16", "w4a16", "mxfp4", "mxfp8", "nvfp4"),
-            (_GROUP_SIZE, Option("symmetric", "boolean", "no zero points")),
-        ),
-        Format(
-            "mlx",
-            "for Apple's MLX",
-            ("3bit", "4bit", "6bit", "8bit", "mxfp4", "nvfp4"),
-            (_GROUP_SIZE,),
-        ),
-    )
-}
-"""Every quantised format by name."""
+ANNOUNCED = (
+    Format(
+        "gguf",
+        "one file for llama.cpp and what is built on it",
+        _GGUF_TYPES,
+        (Option("imatrix", "string", "file with the importance of each column, relative to the Modelfile"),),
+    ),
+    Format(
+        "compressed-tensors",
+        "the layout of vLLM and llm-compressor",
+        ("fp8", "fp8-block", "w8a8", "w8a16", "w4a16", "mxfp4", "mxfp8", "nvfp4"),
+        (_GROUP_SIZE, Option("symmetric", "boolean", "no zero points")),
+    ),
+    Format(
+        "mlx",
+        "for Apple's MLX",
+        ("3bit", "4bit", "6bit", "8bit", "mxfp4", "nvfp4"),
+        (_GROUP_SIZE,),
+    ),
+)
+"""Every quantised format that is not built yet."""

@@ -26,7 +26,7 @@ from modelbuild.modelfile.values import read_patterns
 from modelbuild.units import parse_size
 
 if TYPE_CHECKING:
-    from modelbuild.formats.announced import Format
+    from modelbuild.formats.base import Format, Option
 
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+]+):")
@@ -145,9 +145,22 @@ def _options(faults: Faults, path: Path, raw: Table, formats: list[Format]) -> d
             unknown_key(faults, (*path, name), dict.fromkeys([*QUANTIZE, *names]))
             continue
         kind: Type = option.type
-        if fits(faults, (*path, name), value, Key(name, kind, option.help, low=option.low)):
+        if fits(faults, (*path, name), value, Key(name, kind, option.help, low=option.low)) and _allowed(
+            faults, (*path, name), value, option, raw.get("type")
+        ):
             found[name] = value
     return found
+
+
+def _allowed(faults: Faults, path: Path, value: Any, option: Option, kind: Any) -> bool:
+    """Whether the option may have the value, and has a meaning for the type."""
+    if option.choices and value not in option.choices:
+        faults.value(path, f"`{option.name}` is one of {', '.join(map(str, option.choices))}, not {value}")
+        return False
+    if option.types and isinstance(kind, str) and kind not in option.types:
+        faults.key(path, f"`{option.name}` has no meaning for `{shown(kind)}`", f"it is for {listed(option.types)}")
+        return False
+    return True
 
 
 def read_publish(faults: Faults, name: str, raw: Table) -> Publish:

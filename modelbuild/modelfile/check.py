@@ -183,9 +183,9 @@ def _unbuilt(artifact: Artifact) -> Iterator[tuple[str, str]]:
     if isinstance(artifact, Merge):
         yield from _unbuilt_merge(artifact)
     elif isinstance(artifact, Quantize):
-        from modelbuild.formats.announced import FORMATS
+        from modelbuild.formats.registry import formats
 
-        if not FORMATS[artifact.format].built:
+        if not formats()[artifact.format].built:
             yield "format", f"format `{artifact.format}`"
     elif isinstance(artifact, Adapter):
         for key in ("extract", "combine"):

@@ -213,11 +213,11 @@ def _not_a_table(faults: Faults, kind: str, name: str, value: Toml) -> None:
 
 
 def _artifact(faults: Faults, kind: str, name: str, table: Table) -> Artifact:
-    from modelbuild.formats.announced import FORMATS
+    from modelbuild.formats.registry import formats
     from modelbuild.methods.registry import methods
 
     if kind == "merge":
         return read_merge(faults, name, table, methods())
     if kind == "quantize":
-        return read_quantize(faults, name, table, FORMATS)
+        return read_quantize(faults, name, table, formats())
     return read_adapter(faults, name, table) if kind == "adapter" else read_base(faults, name, table)

@@ -155,13 +155,14 @@ def _merge() -> type[BaseModel]:
 
 
 def _quantize() -> type[BaseModel]:
-    from modelbuild.formats.announced import FORMATS
+    from modelbuild.formats.registry import formats
 
-    types = tuple(dict.fromkeys(name for known in FORMATS.values() for name in known.types))
-    fields = _fields(keys.QUANTIZE, format=Literal[tuple(FORMATS)], type=Literal[types])
-    for known in FORMATS.values():
+    types = tuple(dict.fromkeys(name for known in formats().values() for name in known.types))
+    fields = _fields(keys.QUANTIZE, format=Literal[tuple(formats())], type=Literal[types])
+    for known in formats().values():
         for option in known.options:
-            kind = _type(Key(option.name, option.type, option.help, low=option.low))
+            key = Key(option.name, option.type, option.help, low=option.low)
+            kind: Toml = Literal[option.choices] if option.choices else _type(key)
             fields[option.name] = (kind, _optional(option.help))
     return _model("Quantize", fields)
 

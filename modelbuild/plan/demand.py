@@ -93,7 +93,7 @@ def _ask(artifact: Planned, name: str, node: Node, asked: Mapping[str, dict[str,
 
 def _surveyed(node: Node) -> set[str]:
     """The keys of inputs that are read more than once for this one tensor."""
-    if node.operation == "source" or not operation(node.operation).surveys(node):
+    if node.operation == "source" or node.outputs or not operation(node.operation).surveys(node):
         return set()
     return {read.key for read in node.inputs}
 

@@ -43,7 +43,10 @@ def record(artifact: Planned, method: str | None = None) -> dict[str, Any]:
     for name, node in artifact.tensors.items():
         decision = artifact.decisions.get(name)
         entry: dict[str, Any] = {"key": node.key, "operation": node.operation, "version": node.version}
-        entry |= {"dtype": node.dtype, "shape": list(node.shape), "method": method}
+        # Of a packed weight its dtype and shape are told by its parameters and by what it was packed from.
+        plain = node.inputs[0] if node.outputs else node
+        entry |= {"dtype": plain.dtype, "shape": list(plain.shape), "method": method}
+        entry |= {"numerics": node.numerics} if node.numerics is not None else {}
         if decision is not None:
             entry["parameters"] = [list(pair) for pair in decision.parameters]
             entry["inputs"] = [list(pair) for pair in decision.inputs]
@@ -147,7 +150,17 @@ def _plain_differences(artifact: str, before: Record, now: Record, with_operatio
     if before["operation"] == now["operation"] and before["version"] != now["version"]:
         what = f"version of {now['operation']}"
         found.append(Cause(artifact, what, str(before["version"]), str(now["version"])))
+    if before["operation"] == now["operation"]:
+        found += _numerics_differences(artifact, before.get("numerics") or "", now.get("numerics") or "")
     return found
+
+
+def _numerics_differences(artifact: str, before: str, now: str) -> list[Cause]:
+    """What differs between two numerics classes: a library's version, or the processor's family."""
+    old, new = before.split(", "), now.split(", ")
+    if len(old) != len(new):
+        return [Cause(artifact, "numerics", before, now)]
+    return [Cause(artifact, "numerics", was, is_now) for was, is_now in zip(old, new, strict=True) if was != is_now]
 
 
 def _parameter_differences(artifact: str, before: Record, now: Record) -> list[Cause]:

@@ -8,12 +8,13 @@ from typing import TypeAlias
 
 from modelbuild.errors import UsageError
 from modelbuild.methods.registry import method
-from modelbuild.modelfile.spec import Adapter, Base, Merge, Spec
+from modelbuild.modelfile.spec import Adapter, Base, Merge, Quantize, Spec
 from modelbuild.modelfile.suggest import nearest
 from modelbuild.plan.adapt import plan_lora
 from modelbuild.plan.merge import plan_merge
 from modelbuild.plan.node import source_node
 from modelbuild.plan.planned import Plan, Planned, Side
+from modelbuild.plan.quantize import plan_quantize
 from modelbuild.sources.content import SourceAdapter, SourceModel
 from modelbuild.sources.resolve import Request
 
@@ -78,6 +79,8 @@ def make_plan(spec: Spec, targets: Sequence[str], resolve: Resolve) -> Plan:
             artifacts[name] = plan_source(models[name])
         elif isinstance(artifact, Merge):
             artifacts[name] = _plan_one(spec, artifact, artifacts, adapters)
+        elif isinstance(artifact, Quantize):
+            artifacts[name] = plan_quantize(spec, artifact, artifacts[artifact.model])
     return Plan(spec, tuple(name for name in names if name in targets), artifacts, models, adapters)
 
 

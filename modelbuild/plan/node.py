@@ -16,6 +16,7 @@ from modelbuild.dtypes import ITEMSIZE as ITEMSIZE
 from modelbuild.methods._cast import VERSION as CAST
 
 if TYPE_CHECKING:
+    from modelbuild.formats.base import Output
     from modelbuild.sources.content import SourceTensor
 
 Params = tuple[tuple[str, Field], ...]
@@ -26,7 +27,8 @@ class Node:
     """One tensor of the plan. Two nodes with the same key are the same bytes.
 
     `operation` is the name of a method's operation, or "source" for a tensor that exists already; then `source` says
-    where. `inputs` are in the order the operation defines. `free` nodes have no numerics class.
+    where. `inputs` are in the order the operation defines. `free` nodes have no numerics class. A node that makes
+    several tensors together has `outputs`, and the dtype and shape of the first of them.
     """
 
     key: str
@@ -38,6 +40,7 @@ class Node:
     shape: tuple[int, ...]
     source: SourceTensor | None = None
     numerics: str | None = None
+    outputs: tuple[Output, ...] = ()
 
     @property
     def count(self) -> int:
@@ -46,7 +49,9 @@ class Node:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes of the value."""
+        """The number of bytes of the value, of all outputs together."""
+        if self.outputs:
+            return sum(prod(output.shape) * ITEMSIZE[output.dtype] for output in self.outputs)
         return self.count * ITEMSIZE[self.dtype]
 
     def param(self, name: str) -> Field:

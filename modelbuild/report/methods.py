@@ -1,28 +1,33 @@
-"""`methods` as data and text: every method with its parameters, as its file declares them."""
+"""`methods` as data and text: every method and format with its parameters, as its file declares them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from modelbuild.errors import UsageError
+from modelbuild.formats.registry import formats
 from modelbuild.methods.base import Method, Parameter
 from modelbuild.methods.registry import method, methods
 from modelbuild.modelfile.suggest import nearest
+from modelbuild.report.formats import format_data, show_format
 
 
 def method_data(name: str | None) -> list[dict[str, Any]]:
-    """All methods, or the one called `name`; UsageError if there is none."""
+    """All methods and formats, or the one called `name`; UsageError if there is none."""
     if name is None:
-        return [_data(found) for found in methods().values()]
+        return [*map(_data, methods().values()), *map(format_data, formats().values())]
+    if name in formats():
+        return [format_data(formats()[name])]
     found = method(name)
     if found is None:
-        guess = nearest(name, methods())
+        guess = nearest(name, [*methods(), *formats()])
         raise UsageError(f"there is no method `{name}`", hint=f"did you mean `{guess}`?" if guess else None)
     return [_data(found)]
 
 
 def _data(found: Method) -> dict[str, Any]:
     return {
+        "kind": "method",
         "name": found.name,
         "summary": found.summary,
         "paper": found.paper or None,
@@ -49,12 +54,14 @@ def _parameter(found: Parameter) -> dict[str, Any]:
 
 
 def show_methods(data: list[dict[str, Any]]) -> str:
-    """The methods as text: a list, or one in full."""
+    """The methods and formats as text: a list, or one in full."""
     if len(data) > 1:
         width = max(len(found["name"]) for found in data)
         later = {True: "", False: " (not built yet)"}
         return "\n".join(f"{m['name']:{width}}  {m['summary']}{later[m['built']]}" for m in data)
     (found,) = data
+    if found["kind"] == "format":
+        return show_format(found)
     lines = [f"{found['name']}: {found['summary']}", f"base: {found['base']}; takes {found['takes']}"]
     lines += [found["paper"]] if found["paper"] else []
     lines += ["not built yet"] if not found["built"] else []
