@@ -206,7 +206,9 @@ class Work:
         before = self.results[artifact.name]
         key = session.weights_key(artifact)
         found = None if self.options.no_cache else session.store.manifest(key)
-        outcome = Outcome(found, found=True) if found else self.make(session, shop, artifact, list(artifact.tensors), key)
+        outcome = (
+            Outcome(found, found=True) if found else self.make(session, shop, artifact, list(artifact.tensors), key)
+        )
         if outcome.differs:
             more = [f"and {len(outcome.differs) - 5} more"] if len(outcome.differs) > 5 else []
             raise BuildFailed(

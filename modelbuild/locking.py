@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from modelbuild import __version__
 from modelbuild.errors import NotBuiltYet, UsageError
+from modelbuild.importing.load import load
 from modelbuild.methods.registry import method
 from modelbuild.modelfile.check import not_built
-from modelbuild.modelfile.parse import load
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.modelfile.template import TEMPLATE
 from modelbuild.options import Options

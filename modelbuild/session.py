@@ -15,8 +15,8 @@ from modelbuild.cache.records import Records
 from modelbuild.cache.store import LocalStore, open_store
 from modelbuild.engine.make import reachable
 from modelbuild.errors import NotBuiltYet
+from modelbuild.importing.load import load
 from modelbuild.modelfile.check import not_built
-from modelbuild.modelfile.parse import load
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.options import Options
 from modelbuild.plan.demand import Need, demand
