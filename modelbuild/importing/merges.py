@@ -21,7 +21,7 @@ def merge(findings: Findings, item: Item, name: str) -> Table:
     """The table of a recipe that is no mixture of experts; what is wrong with it is among the findings."""
     table = Table("merge", name, item.where)
     with findings.comments_of(table):
-        given = fields(findings, item, "a recipe", RECIPE, "; parameters stand under `parameters`")
+        given = fields(findings, item, "a recipe", RECIPE)
         method = _method(findings, item, given)
         if method is None:
             return table

@@ -87,7 +87,8 @@ class Findings:
     def note(self, where: Where, text: str) -> None:
         """Something is left out, or means less than it seems: told to the user, and a comment of the Modelfile."""
         self.notes.append((where, text))
-        self.remark(f"Line {where.line}: {text}.")
+        file = where.file if where.file.startswith("hf:") else where.file.rsplit("/", 1)[-1]
+        self.remark(f"{file}:{where.line}: {text}" + ("" if text.endswith("?") else "."))
 
     def remark(self, text: str) -> None:
         """Something that a reader should know: a comment of the Modelfile, told once in each table."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from modelbuild.importing.known import METHODS
 from modelbuild.importing.nouns import Findings, Item, Place, Ref
 from modelbuild.modelfile.suggest import nearest, shown
 
+PARAMETERS = frozenset(name for known in METHODS.values() for name in known.parameters)
+MISPLACED = "; parameters stand under `parameters`"
 
-def fields(findings: Findings, item: Item, what: str, known: Iterable[str], elsewhere: str = "") -> dict[str, Item]:
-    """The known keys of a mapping that say something; a note for each other key, since mergekit reads none of them.
 
-    `elsewhere` is what to say of an unknown key without a near spelling.
-    """
+def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> dict[str, Item]:
+    """The known keys of a mapping that say something; a note for each other key, since mergekit reads none of them."""
     if not isinstance(item.value, dict):
         findings.expected(item, what, "a mapping")
         return {}
@@ -21,7 +22,7 @@ def fields(findings: Findings, item: Item, what: str, known: Iterable[str], else
     for key, inner in item.value.items():
         if key not in names:
             near = nearest(key, names)
-            guess = f"; did you mean `{near}`?" if near else elsewhere
+            guess = f"; did you mean `{near}`?" if near else MISPLACED if key in PARAMETERS else ""
             findings.note(inner.place, f"mergekit does not know `{shown(key)}` in {what}, and it is left out{guess}")
     return {key: item.value[key] for key in names if key in item.value and item.value[key].value is not None}
 

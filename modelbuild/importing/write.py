@@ -15,6 +15,9 @@ from modelbuild.modelfile.toml import key_text, value_text
 WIDTH = 112
 """Columns that a line takes if it can be broken."""
 
+_LITERAL = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f]*[^'\x00-\x08\x0b-\x1f\x7f]")
+"""What can stand between triple quotes as it is."""
+
 
 def plain(item: Item, names: Mapping[Ref, str]) -> Any:
     """The plain data of an item, models by their names."""
@@ -79,8 +82,8 @@ def _entry(key: str, value: Any) -> str:
 
 def _value(value: Any, column: int, indent: int) -> str:
     """A value that starts at a column, broken where it does not fit a line; `indent` is that of its line."""
-    if isinstance(value, str) and "\n" in value and re.fullmatch(r"[^\x00-\x08\x0b-\x1f\x7f]*[^'\x00-\x1f\x7f]", value):
-        return f"'''\n{value}'''" if "'''" not in value else value_text(value)
+    if isinstance(value, str) and "\n" in value and _LITERAL.fullmatch(value) and "'''" not in value:
+        return f"'''\n{value}'''"
     flat = _flat(value)
     many = isinstance(value, list) and len(value) > 1 and all(isinstance(entry, dict) for entry in value)
     if column + len(flat) <= WIDTH and not (many and column + len(flat) > WIDTH // 2 + 8):
