@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Out, Set, options, show
+from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Out, Set, options, show, targets
 from modelbuild.errors import UsageError
 from modelbuild.options import DEFAULT_MEMORY
 
@@ -44,11 +44,12 @@ def build(
     from modelbuild.build import run as run_build
     from modelbuild.report.terminal import listener, show_result
 
+    chosen = targets(context, names)
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, link=link, durability=durability, no_cache=no_cache,
         require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, overrides=tuple(overrides or ()),
     )  # fmt: skip
-    result = run_build(made, names or (), listener())
+    result = run_build(made, chosen, listener())
     show(result.as_json(), show_result(result), as_json)
 
 
@@ -67,10 +68,11 @@ def plan(
     from modelbuild.report.plan import show_plan
     from modelbuild.report.terminal import listener
 
+    chosen = targets(context, names)
     made = options(
         context, cache=cache, out=out, memory=memory, allow_path=allow_path, overrides=tuple(overrides or ())
     )
-    result = plan_with(made, names or (), listener())
+    result = plan_with(made, chosen, listener())
     show(result.as_json(), show_plan(result), as_json)
 
 

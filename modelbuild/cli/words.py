@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from modelbuild.errors import ModelbuildError
+from modelbuild.errors import ModelbuildError, UsageError
 from modelbuild.options import Options
 from modelbuild.stamps import TRUE
 
@@ -52,6 +52,20 @@ def leave(error: ModelbuildError) -> NoReturn:
         print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     print(error.render(), file=sys.stderr)
     sys.exit(error.exit_code)
+
+
+def targets(context: typer.Context, names: list[str] | None) -> list[str]:
+    """The names of the targets; a mergekit YAML that stands before them takes the place of the Modelfile."""
+    from modelbuild.importing.load import ENDINGS
+
+    found = list(names or ())
+    if found and found[0].endswith(ENDINGS):
+        given = context.parent.get_parameter_source("file") if context.parent is not None else None
+        if given is not None and given.name == "COMMANDLINE":
+            facts = (f"`-f {context.obj['file']}` names a Modelfile", f"`{found[0]}` stands in its place")
+            raise UsageError("there are two files to start from", facts=facts, hint="leave one out")
+        context.obj["file"] = found.pop(0)
+    return found
 
 
 def show(data: Any, text: str, as_json: bool) -> None:
