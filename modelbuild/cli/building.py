@@ -8,7 +8,7 @@ import typer
 
 from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Out, Set, options, show, targets
 from modelbuild.errors import UsageError
-from modelbuild.options import DEFAULT_MEMORY
+from modelbuild.options import DEFAULT_MEMORY, Options
 
 
 def build(
@@ -60,6 +60,12 @@ def plan(
     cache: Cache = None,
     out: Out = None,
     memory: Memory = DEFAULT_MEMORY,
+    values: Annotated[
+        str | None,
+        typer.Option(
+            "--values", metavar="NAME", help="What each parameter of a merge comes to.", envvar="MODELBUILD_VALUES"
+        ),
+    ] = None,
     allow_path: AllowPath = False,
     overrides: Set = None,
 ) -> None:
@@ -72,8 +78,22 @@ def plan(
     made = options(
         context, cache=cache, out=out, memory=memory, allow_path=allow_path, overrides=tuple(overrides or ())
     )
+    if values is not None:
+        _values(made, values, chosen, as_json)
+        return
     result = plan_with(made, chosen, listener())
     show(result.as_json(), show_plan(result), as_json)
+
+
+def _values(made: Options, name: str, chosen: list[str], as_json: bool) -> None:
+    from modelbuild.report.terminal import listener
+    from modelbuild.report.values import show_values
+    from modelbuild.resolved import values_with
+
+    if chosen:
+        raise UsageError(f"`--values` is of one merge, `{name}`", hint=f"leave out `{chosen[0]}`")
+    found = values_with(made, name, listener())
+    show(found.as_json(), show_values(found), as_json)
 
 
 def why(
