@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelbuild.errors import Where
-from modelbuild.importing.names import free, short
+from modelbuild.importing.names import free, short, slug
 from modelbuild.importing.nouns import Findings, Item, Place, Ref, Table
 from modelbuild.modelfile.keys import REPOSITORY
 
@@ -95,7 +95,10 @@ def _named(places: Sequence[Place], made: Collection[str]) -> list[str]:
     used: set[str] = set(made)
     found = []
     for place in places:
-        name = free(names[place.path], used | (set(names.values()) - {names[place.path]}))
+        name = names[place.path]
+        if name in used and place.revision is not None:
+            name = f"{name}-{slug(place.revision[:12])}".rstrip("-")
+        name = free(name, used | (set(names.values()) - {name}))
         used.add(name)
         found.append(name)
     return found

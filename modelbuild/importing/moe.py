@@ -97,7 +97,8 @@ def stack(findings: Findings, item: Item, name: str) -> Table:
                 told = "mergekit makes no use of it; `ends` of a Modelfile chooses one model for both"
                 findings.note(given[key].place, f"`{key}` is left out: {told}")
         table.entries["slices"] = given["layer_slices"].but(parts)
-        findings.remark("bakllama scales the outputs of the mlp: its `scale` is one of `down_proj`.")
+        if any("scale" in entry.value for part in parts for entry in part.value["models"].value):
+            findings.remark("bakllama's `scale` is one of `down_proj`, the output of the mlp.")
     return table
 
 

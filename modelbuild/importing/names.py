@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 
 _WEAK = frozenset({"meta", "nous", "the", "my", "model", "models", "merge", "merged", "base", "hf", "lora", "open"})
@@ -10,17 +11,18 @@ _WEAK = frozenset({"meta", "nous", "the", "my", "model", "models", "merge", "mer
 
 _GENERIC = frozenset({"", "config", "mergekit", "mergekit_config", "mergekit-config", "mergekit_moe_config", "merge",
                       "merge_config", "merge-config", "readme", "recipe"})  # fmt: skip
-_VENDOR = re.compile(r"/+$")
+_TAIL = re.compile(r"[/\\]+$")
 
 
 def slug(text: str) -> str:
     """The text as a name: `a-z`, `0-9`, `_` and `-`, beginning with a letter or digit; "" if nothing is left."""
-    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")
+    letters = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode("ascii")
+    return re.sub(r"[^a-z0-9_]+", "-", letters).strip("-_")
 
 
 def last_name(path: str) -> str:
     """The last part of a Hub id or of a path."""
-    return re.split(r"[/\\]", _VENDOR.sub("", path))[-1]
+    return re.split(r"[/\\]", _TAIL.sub("", path))[-1]
 
 
 def of_recipe(candidates: Sequence[str]) -> str:
@@ -36,7 +38,7 @@ def short(paths: Sequence[str], taken: Collection[str]) -> list[str]:
     found: list[str] = []
     for index, own in enumerate(words):
         others = [other for place, other in enumerate(words) if place != index]
-        name = _shortest(own, others, used)
+        name = _shortest(own, others, used) or _with_owner(paths[index], own, used)
         used.add(name)
         found.append(name)
     return found
@@ -57,13 +59,20 @@ def _words(path: str) -> list[str]:
     return [word for word in words if word] or ["model"]
 
 
-def _shortest(own: list[str], others: list[list[str]], used: Collection[str]) -> str:
+def _with_owner(path: str, own: list[str], used: Collection[str]) -> str:
+    """The whole name behind that of its owner or folder."""
+    owner = slug(last_name(path[: len(_TAIL.sub("", path)) - len(last_name(path))]))
+    return free("-".join([owner, *own] if owner else own), used)
+
+
+def _shortest(own: list[str], others: list[list[str]], used: Collection[str]) -> str | None:
     for count in range(1, len(own) + 1):
         start = own[:count]
         name = "-".join(start)
         if _says_something(start, own) and name not in used and not any(other[:count] == start for other in others):
             return name
-    return free("-".join(own), used)
+    name = "-".join(own)
+    return name if name not in used else None
 
 
 def _says_something(start: list[str], own: list[str]) -> bool:

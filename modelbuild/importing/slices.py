@@ -184,7 +184,8 @@ def _ends(around: Around, first: Part, last: Part, shared: Mapping[str, Item]) -
         around.findings.fault(empty.item.where, message, fact, hint=hint)
         return {}
     around.findings.remark("A slice without layers said who gives embeddings, final norm and head: `ends` does.")
-    return {"ends": alone[-1].model}
+    found = {"ends": alone[-1].model}
+    return found if around.base is not None else {"base": alone[-1].model, **found}
 
 
 def _pushed(around: Around, parts: Sequence[Part], shared: Mapping[str, Item]) -> set[str]:

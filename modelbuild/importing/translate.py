@@ -67,7 +67,7 @@ def _called(findings: Findings, found: Sequence[Item], name: str) -> dict[str | 
         own = read_text(findings, given, "name") if given is not None and given.value is not None else None
         if own in called:
             if own is None:
-                findings.fault(item.where, "a second recipe without a `name`", "only the last of several may have none")
+                findings.fault(item.where, "a second recipe without a `name`", "one of several may have none")
             else:
                 findings.fault(item.value["name"].where, f"`{shown(own)}` is the name of two recipes")
             continue
