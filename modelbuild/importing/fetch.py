@@ -18,7 +18,8 @@ def fetch(address: str) -> tuple[str, str]:
     Raises UsageError for what is no address, and SourceNotFound where the Hub does not give the file.
     """
     repository, at, revision = address.removeprefix("hf:").partition("@")
-    if not re.fullmatch(REPOSITORY, repository) or (at and not revision):
+    odd = any(not part.strip(".") for part in repository.split("/"))
+    if odd or not re.fullmatch(REPOSITORY, repository) or (at and not revision):
         raise UsageError(f"`{shown(address)}` is no repository", hint="write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

@@ -195,9 +195,8 @@ def _tables(faults: Faults, raw: Table, positions: Positions) -> Iterator[tuple[
                 message = f"the name `{full}` has a dot, and names have no dots"
                 faults.key((kind, name), message, hint=f"call it `[{kind}.{full.replace('.', '-').lower()}]`")
             else:
-                where = positions.key((kind, name))
-                found.append((where.line, where.column, kind, name, table))
-    return ((kind, name, table) for _, _, kind, name, table in sorted(found, key=lambda entry: entry[:2]))
+                found.append((positions.order((kind, name)), kind, name, table))
+    return ((kind, name, table) for _, kind, name, table in sorted(found, key=lambda entry: entry[0]))
 
 
 def _dotted(kind: str, table: Table) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
+from modelbuild.modelfile.suggest import shown
+
 if TYPE_CHECKING:
     from modelbuild.plan.outline import Resolved
     from modelbuild.resolved import Stack, Values
@@ -59,22 +61,22 @@ def _of(tensor: Resolved, label: Label) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else shown(str(value))
 
 
 def _parameter(label: Label, tensors: Sequence[Resolved]) -> list[str]:
     name, entry = label
     title = name if entry is None else f"{name} of `{entry}`"
-    shown = [(tensor, _of(tensor, label)) for tensor in tensors]
-    if len(values := {value for _, value in shown}) == 1:
+    told = [(tensor, _of(tensor, label)) for tensor in tensors]
+    if len(values := {value for _, value in told}) == 1:
         return [f"  {title}: {values.pop()}"]
-    return [f"  {title}:", *(f"    {line}" for line in (*_layers(shown), *_outside(shown)))]
+    return [f"  {title}:", *(f"    {line}" for line in (*_layers(told), *_outside(told)))]
 
 
-def _layers(shown: Sequence[tuple[Resolved, str]]) -> list[str]:
+def _layers(told: Sequence[tuple[Resolved, str]]) -> list[str]:
     """The table of the layers: tensors of a layer that always agree share a column, layers that agree a row."""
     columns: dict[str, dict[int, str]] = {}
-    for tensor, value in shown:
+    for tensor, value in told:
         if tensor.layer is not None:
             columns.setdefault(tensor.kind, {})[tensor.layer] = value
     groups: dict[tuple[tuple[int, str], ...], list[str]] = {}
@@ -91,10 +93,10 @@ def _layers(shown: Sequence[tuple[Resolved, str]]) -> list[str]:
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _outside(shown: Sequence[tuple[Resolved, str]]) -> list[str]:
+def _outside(told: Sequence[tuple[Resolved, str]]) -> list[str]:
     """The tensors outside the layers, by value."""
     by_value: dict[str, list[str]] = {}
-    for tensor, value in shown:
+    for tensor, value in told:
         if tensor.layer is None:
             by_value.setdefault(value, []).append(tensor.name)
     if len(by_value) == 1:
