@@ -89,6 +89,28 @@ def test_comments_hold_what_a_recipe_says_and_nothing_gets_out_of_them():
     assert "[merge.evil]" not in found.text.splitlines()
 
 
+TOKENS = ["😀", "a\nb", "\x7f", '"', "\\", "é", " ", "<|im_start|>", "x.y", "'" * 3]
+
+
+@pytest.mark.parametrize("token", TOKENS, ids=ascii)
+def test_any_token_can_be_chosen(token):
+    tokens = {token: {"source": {"kind": "model_token", "model": "a/a", "token": token}}}
+    recipe = {"merge_method": "linear", "models": [{"model": "a/a", "parameters": {"weight": 1}}]}
+    _, spec = imported(yaml.safe_dump(recipe | {"tokenizer": {"tokens": tokens}}))
+    assert spec.artifacts["made"].tokens == {token: {"model": "a", "token": token}}
+
+
+def test_the_text_is_the_same_for_any_hash_seed(world):
+    """Parameters that have to stand on each model come from a collection of names."""
+    levels = ", ".join(f"{name}: [{{filter: layers.3., value: 0.5}}, {{value: 1}}]" for name in ("weight", "density"))
+    models = "{model: a/b, layer_range: [0, 2]}, {model: a/c, layer_range: [1, 3]}"
+    recipe = f"merge_method: ties\nbase_model: a/b\nparameters: {{{levels}}}\nslices: [{{sources: [{models}]}}]\n"
+    (world.root / "x.yml").write_text(recipe)
+    texts = {world.run("import", "x.yml", "--out", "-", PYTHONHASHSEED=str(seed)).stdout for seed in range(4)}
+    assert len(texts) == 1
+    assert "density = [" in texts.pop()
+
+
 def test_numbers_that_yaml_reads_as_strings_are_numbers():
     _, spec = imported("merge_method: ram\nbase_model: a/b\nmodels: [{model: c/d}]\nparameters: {epsilon: 1e-6}\n")
     assert spec.artifacts["made"].parameters["epsilon"] == Constant(1e-6)

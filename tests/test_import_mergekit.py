@@ -310,6 +310,19 @@ RECIPES = {
           - sources: [{model: base, layer_range: [4, 5]}]
         dtype: float32
     """,
+    "slices with bases of their own": """
+        merge_method: task_arithmetic
+        base_model: base
+        parameters: {weight: [{filter: layers.3., value: 0.9}, {filter: embed, value: 0.25}, {value: 0.4}], lambda: 0.7}
+        slices:
+          - sources: [{model: base, layer_range: [0, 2]}, {model: a, layer_range: [1, 3]}]
+          - sources: [{model: base, layer_range: [2, 4]}, {model: b, layer_range: [2, 4]}]
+            base_model: b
+            parameters: {lambda: [0.5, 1.5]}
+          - sources: [{model: a, layer_range: [4, 5]}, {model: b, layer_range: [3, 4]}]
+            base_model: b
+        dtype: float32
+    """,
     "a stack": """
         merge_method: passthrough
         slices:

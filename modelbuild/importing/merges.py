@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from modelbuild.importing.known import DTYPES, METHODS, MODEL, MODULE, RECIPE
 from modelbuild.importing.nouns import Findings, Item, Ref, Table
 from modelbuild.importing.parameters import joined, parameters
 from modelbuild.importing.read import entries, fields, ref, text
-from modelbuild.importing.slices import Around, slices
+from modelbuild.importing.slices import Around, read_parts, slices, stretches
+from modelbuild.importing.stages import stacked
 from modelbuild.importing.tokens import vocabulary
 from modelbuild.modelfile.suggest import listed, nearest, shown
 
@@ -17,30 +19,49 @@ ALONE = {name for name, known in METHODS.items() if "rescale" in known.shared} |
 NOT_A_RECIPE = "a recipe has a `merge_method`, or the `experts` of a mixture"
 
 
-def merge(findings: Findings, item: Item, name: str) -> Table:
-    """The table of a recipe that is no mixture of experts; what is wrong with it is among the findings."""
+def merge(findings: Findings, item: Item, name: str) -> list[Table]:
+    """The tables of a recipe that is no mixture of experts, its own the last; what is wrong is among the findings."""
     table = Table("merge", name, item.where)
     with findings.comments_of(table):
         given = fields(findings, item, "a recipe", RECIPE)
         method = _method(findings, item, given)
         if method is None:
-            return table
+            return [table]
         table.entries["method"] = given["merge_method"]
         base = ref(findings, given["base_model"], "base_model") if "base_model" in given else None
         if base is not None:
             table.entries["base"] = given["base_model"].but(base)
-        tail = dtype_of(findings, given) | vocabulary(findings, given)
+        table.entries |= dtype_of(findings, given) | vocabulary(findings, given)
         around = Around(findings, method, METHODS[method], given.get("base_model"), base)
         content, levels = _content(findings, given, item)
         shared = parameters(findings, method, given.get("parameters"), "merge", "the recipe")
         for level in levels:
             shared = joined(parameters(findings, method, level, "slice", "the module"), shared)
         if "slices" in content:
-            table.entries |= tail | slices(around, content["slices"], shared, table.entries)
-        elif "models" in content:
-            table.entries |= tail | shared
+            return _slices(around, content["slices"], shared, table)
+        if "models" in content:
+            table.entries |= shared
             _models(around, content["models"], table, shared)
-    return table
+    return [table]
+
+
+def _slices(around: Around, item: Item, shared: Mapping[str, Item], table: Table) -> list[Table]:
+    """The recipe's table with its slices; where these have several bases, behind the merges that it is a stack of."""
+    parts = read_parts(around, item)
+    if not parts or around.findings.faults:
+        return [table]
+    found = stretches(around, parts)
+    if len(found) > 1:
+        return stacked(around, found, item, shared, table)
+    base = found[0][0]
+    if base is not None and around.base is not None and base != around.base:
+        text = "the base_model of the slices is the base here, and gives config and tokenizer too"
+        around.findings.note(around.item(around.base).place, text)
+    if base is not None:
+        table.entries = {"method": table.entries["method"], "base": item.but(base)} | table.entries
+        table.entries["base"] = table.entries["base"].but(base)
+    table.entries |= slices(replace(around, base=base), parts, item, shared)
+    return [table]
 
 
 def _method(findings: Findings, item: Item, given: Mapping[str, Item]) -> str | None:

@@ -59,13 +59,14 @@ class Ref:
 
 @dataclass(slots=True)
 class Table:
-    """One `[KIND.NAME]` to be written, with the comments above it; `name` is a `Ref` until models have names."""
+    """One `[KIND.NAME]` to be written, with the comments above it; `key` is the path by which a `Ref` means it."""
 
     kind: str
-    name: str | Ref
+    name: str
     where: Where
     entries: dict[str, Item] = field(default_factory=dict)
     comments: list[str] = field(default_factory=list)
+    key: str | None = None
 
 
 class Findings:

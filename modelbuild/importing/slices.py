@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 
 from modelbuild.importing.known import SLICE, SOURCE, Known
 from modelbuild.importing.nouns import Findings, Item, Ref
@@ -79,24 +80,37 @@ class Part:
         return self.sources[0].end - self.sources[0].start
 
 
-def slices(around: Around, item: Item, shared: Mapping[str, Item], table: Mapping[str, Item]) -> dict[str, Item]:
-    """The entries of a merge with slices: its parameters, `slices`, where needed `base` and `ends`."""
+def read_parts(around: Around, item: Item) -> list[Part]:
+    """The slices of a recipe; what is wrong with one is among the findings."""
+    return [part for entry in entries(around.findings, item, "slices") if (part := _part(around, entry)) is not None]
+
+
+def stretches(around: Around, parts: Sequence[Part]) -> list[tuple[Ref | None, list[Part]]]:
+    """The slices by their base, those in a row that share one together; a fault where it is not among the sources."""
     findings = around.findings
-    parts = [part for entry in entries(findings, item, "slices") if (part := _part(around, entry)) is not None]
-    if not parts or findings.faults:
-        return {}
-    around = replace(around, base=_base(around, parts))
-    found: dict[str, Item] = {}
-    if around.base is not None and "base" not in table:
-        found["base"] = item.but(around.base)
-    elif around.base is not None:
-        found["base"] = table["base"].but(around.base)
+    if around.known.base == "input":
+        for part in parts:
+            if part.base is not None:
+                findings.note(part.base.place, f"`base_model` of a slice is left out: {around.method} has no base")
+        return [(around.base, list(parts))]
+    found = [
+        (base, list(same))
+        for base, same in groupby(parts, key=lambda part: part.base.value if part.base is not None else around.base)
+    ]
+    for base, part in ((base, part) for base, same in found for part in same):
+        if base is not None and part.count and base not in [source.ref for source in part.sources]:
+            fact = f"with {around.method}, mergekit wants it among the sources of every slice"
+            findings.fault(part.item.where, "a slice has no layers of the base_model", fact)
+    return found
+
+
+def slices(around: Around, parts: Sequence[Part], item: Item, shared: Mapping[str, Item]) -> dict[str, Item]:
+    """The entries of a merge with slices: its parameters, `slices`, and `ends` with a base where they are needed."""
     kept = [part for part in parts if part.count]
     if not kept:
-        findings.fault(item.place, "the slices have no layers")
+        around.findings.fault(item.place, "the slices have no layers")
         return {}
-    if not (parts[0].count and parts[-1].count):
-        found |= _ends(around, parts[0], parts[-1], shared)
+    found = {} if parts[0].count and parts[-1].count else _ends(around, parts[0], parts[-1], shared)
     names = _pushed(around, kept, shared)
     lists = [_written(around, part, shared, names) for part in kept]
     return {**found, **{name: value for name, value in shared.items() if name not in names}, "slices": item.but(lists)}
@@ -146,31 +160,6 @@ def _source(findings: Findings, item: Item) -> Source | None:
     return Source(item, given["model"].but(model), start, end, given) if model is not None else None
 
 
-def _base(around: Around, parts: Sequence[Part]) -> Ref | None:
-    """The base of all slices; a fault where they have several, or where it is not among the sources of one."""
-    findings = around.findings
-    named = [part.base for part in parts if part.base is not None]
-    if around.known.base == "input":
-        for item in named:
-            findings.note(item.place, f"`base_model` of a slice is left out: {around.method} has no base")
-        return around.base
-    bases = {part.base.value if part.base is not None else around.base for part in parts}
-    if len(bases) > 1:
-        message = "slices have different bases, and a merge has one"
-        hint = "write a recipe for each base, and stack their outputs with `passthrough`"
-        findings.fault(named[-1].place, message, hint=hint)
-        return around.base
-    base: Ref | None = bases.pop()
-    for part in parts:
-        if base is not None and part.count and base not in [source.ref for source in part.sources]:
-            fact = f"with {around.method}, mergekit wants it among the sources of every slice"
-            findings.fault(part.item.where, "a slice has no layers of the base_model", fact)
-    if around.base is not None and base != around.base:
-        text = "the base_model of the slices is the base here, and gives config and tokenizer too"
-        findings.note(around.item(around.base).place, text)
-    return base
-
-
 def _ends(around: Around, first: Part, last: Part, shared: Mapping[str, Item]) -> dict[str, Item]:
     """`ends`, for slices without layers that only choose who gives the embeddings, or the final norm and the head."""
     scaled = any("scale" in given for given in (first.parameters, last.parameters, shared))
@@ -188,7 +177,7 @@ def _ends(around: Around, first: Part, last: Part, shared: Mapping[str, Item]) -
     return found if around.base is not None else {"base": alone[-1].model, **found}
 
 
-def _pushed(around: Around, parts: Sequence[Part], shared: Mapping[str, Item]) -> set[str]:
+def _pushed(around: Around, parts: Sequence[Part], shared: Mapping[str, Item]) -> Collection[str]:
     """The parameters that have to stand on each model: their filters may be about layers, and layers are renumbered."""
     offset = 0
     moved = False
@@ -196,13 +185,13 @@ def _pushed(around: Around, parts: Sequence[Part], shared: Mapping[str, Item]) -
         moved = moved or any(source.start != offset for source in part.sources)
         offset += part.count
     levels = [shared, *(part.parameters for part in parts)]
-    names = {name for level in levels for name in layered(around.method, level)} if moved else set()
+    names = dict.fromkeys(name for level in levels for name in layered(around.method, level)) if moved else {}
     if names:
         around.findings.remark(PUSHED)
     return names
 
 
-def _written(around: Around, part: Part, shared: Mapping[str, Item], pushed: set[str]) -> Item:
+def _written(around: Around, part: Part, shared: Mapping[str, Item], pushed: Collection[str]) -> Item:
     """A slice as it is written: one range where all models have the same, else a range on each."""
     alike = len({source.start for source in part.sources}) == 1
     outer = {name: joined(part.parameters, shared)[name] for name in pushed if name in {**part.parameters, **shared}}

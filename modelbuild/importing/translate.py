@@ -42,12 +42,16 @@ def translate(text: str, origin: Where, names: Sequence[str], folders: Folders) 
         findings.fault(Where(origin.file), "there is no recipe in this file", NOT_A_RECIPE)
     called = _called(findings, found, of_recipe(names))
     findings.stop()
-    merges = [_recipe(findings, item, name) for item, name in zip(found, called.values(), strict=True)]
+    merges = [t for item, name in zip(found, called.values(), strict=True) for t in _recipe(findings, item, name)]
     findings.stop()
+    made = {key: name for key, name in called.items() if key is not None}
+    for table in merges:
+        if table.key is not None:
+            table.name = made[table.key] = free(table.name, {*called.values(), *made.values()})
     refs: dict[Ref, Where] = {}
     for table in merges:
         refs_of(Item(table.entries, table.where), refs)
-    sources, named = artifacts(findings, refs, {key: name for key, name in called.items() if key is not None}, folders)
+    sources, named = artifacts(findings, refs, made, folders)
     tables = [*sources, *merges]
     notes = [
         f"{where}: {note}" for where, note in sorted(findings.notes, key=lambda note: (note[0].line, note[0].column))
@@ -75,22 +79,23 @@ def _called(findings: Findings, found: Sequence[Item], name: str) -> dict[str | 
     return called
 
 
-def _recipe(findings: Findings, item: Item, name: str) -> Table:
+def _recipe(findings: Findings, item: Item, name: str) -> list[Table]:
     keys = item.value
     if "genome" in keys:
         fact = "mergekit-evolve searches for a recipe; there is none in this file"
         findings.fault(keys["genome"].place, "a genome is no recipe", fact, hint="import the recipe that it found")
-        return Table("merge", name, item.where)
+        return [Table("merge", name, item.where)]
     if "experts" in keys and "merge_method" not in keys:
-        return mixture(findings, item, name)
+        return [mixture(findings, item, name)]
     if "layer_slices" in keys and "merge_method" not in keys:
-        return stack(findings, item, name)
+        return [stack(findings, item, name)]
     return merge(findings, item, name)
 
 
 def _head(origin: Where, merges: Sequence[Table]) -> list[str]:
     """What stands at the top of the Modelfile."""
     last = origin.file.rsplit("/", 1)[-1] if not origin.file.startswith("hf:") else origin.file
-    what = "a mergekit recipe" if len(merges) == 1 else f"{len(merges)} mergekit recipes"
+    count = sum(1 for table in merges if table.key is None)
+    what = "a mergekit recipe" if count == 1 else f"{count} mergekit recipes"
     methods = dict.fromkeys(str(table.entries["method"].value) for table in merges)
     return [f"{', '.join(str(table.name) for table in merges)}: from {last}, {what} ({', '.join(methods)})."]

@@ -15,7 +15,7 @@ def pairs(table: Mapping[str, Any]) -> list[str]:
 def key_text(key: str) -> str:
     """A key, in quotes where it needs them."""
     plain = key and all(c.isascii() and (c.isalnum() or c in "_-") for c in key)
-    return key if plain else json.dumps(key, ensure_ascii=True)
+    return key if plain else value_text(key)
 
 
 def value_text(value: object) -> str:
