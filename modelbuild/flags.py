@@ -37,6 +37,7 @@ FLAGS = {
         Flag("require_cached", ("--require-cached",), "switch", "Stop at the first tensor to compute."),
         Flag("keep_going", ("--keep-going",), "switch", "Build what can be built."),
         Flag("allow_path", ("--allow-path",), "switch", "Read sources outside the Modelfile's folder."),
+        Flag("values", ("--values",), "text", "What each parameter of the merge NAME comes to."),
         Flag("offline", ("--offline",), "switch", "Ask nothing of the Hub; use what was downloaded."),
         Flag("locked", ("--locked",), "switch", "Stop if the lock would change (exit 3)."),
         Flag("frozen", ("--frozen",), "switch", "Take everything as the lock has it, or stop."),
@@ -52,6 +53,6 @@ BEFORE = ("modelfile", "debug")
 _PLAN = ("as_json", "cache", "out", "memory", "allow_path", "offline", "locked", "frozen", "overrides")
 COMMANDS = {
     "build": (*_PLAN, "jobs", "link", "durability", "no_cache", "require_cached", "keep_going", "record"),
-    "plan": _PLAN,
+    "plan": (*_PLAN, "values"),
 }
 """The options that stand behind a command."""

@@ -12,8 +12,8 @@ from modelbuild.cache.folders import Folders
 from modelbuild.cache.locks import exclusive
 from modelbuild.digest import identity
 from modelbuild.errors import NotBuiltYet, UsageError
+from modelbuild.importing.load import load
 from modelbuild.modelfile.check import not_built
-from modelbuild.modelfile.parse import load
 from modelbuild.modelfile.spec import Spec
 from modelbuild.modelfile.suggest import nearest
 from modelbuild.modelfile.template import TEMPLATE

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from modelbuild.ending import end_with, show
+from modelbuild.errors import UsageError
 from modelbuild.flags import BEFORE, COMMANDS, FLAGS, Flag
 from modelbuild.options import Options
 from modelbuild.stamps import TRUE
@@ -39,9 +40,13 @@ def run(arguments: Sequence[str]) -> None:
 
 def do(words: Words) -> None:
     """Builds or plans what the words say, and prints what came of it."""
-    given = {name: value for name, value in words.given.items() if name not in ("as_json", "debug")}
-    work = {"build": build, "plan": plan}[words.command]
-    work(Options(**given), words.names, words.given.get("as_json", False))
+    given = dict(words.given)
+    given.pop("debug", None)
+    as_json, values = given.pop("as_json", False), given.pop("values", None)
+    if words.command == "plan":
+        plan(Options(**given), words.names, as_json, values)
+    else:
+        build(Options(**given), words.names, as_json)
 
 
 def build(options: Options, names: Sequence[str], as_json: bool) -> None:
@@ -53,14 +58,28 @@ def build(options: Options, names: Sequence[str], as_json: bool) -> None:
     show(result.as_json(), show_result(result), as_json)
 
 
-def plan(options: Options, names: Sequence[str], as_json: bool) -> None:
-    """Prints what a build would compute, copy and reuse, and why."""
+def plan(options: Options, names: Sequence[str], as_json: bool, values: str | None = None) -> None:
+    """Prints what a build would compute, copy and reuse, and why; or the `values` of one merge's parameters."""
+    if values is not None:
+        _values(options, values, names, as_json)
+        return
     from modelbuild.describe import plan_with
     from modelbuild.report.plan import show_plan
     from modelbuild.report.terminal import listener
 
     result = plan_with(options, names, listener())
     show(result.as_json(), show_plan(result), as_json)
+
+
+def _values(options: Options, name: str, names: Sequence[str], as_json: bool) -> None:
+    from modelbuild.report.terminal import listener
+    from modelbuild.report.values import show_values
+    from modelbuild.resolved import values_with
+
+    if names:
+        raise UsageError(f"`--values` is of one merge, `{name}`", hint=f"leave out `{names[0]}`")
+    found = values_with(options, name, listener())
+    show(found.as_json(), show_values(found), as_json)
 
 
 def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Words | None:
@@ -90,6 +109,8 @@ def _take(rest: list[str], known: Sequence[str], environ: Mapping[str, str], nam
         word = rest.pop(0)
         if word.startswith("-"):
             _put(given, flags[word], rest)
+        elif word.endswith((".yml", ".yaml")):
+            raise _NotPlainError  # a recipe in the place of the Modelfile
         elif names is not None:
             names.append(word)
     for flag in {*flags.values()}:

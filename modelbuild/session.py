@@ -14,8 +14,8 @@ from modelbuild.artifact.overlap import own_places, refuse_overlaps, source_plac
 from modelbuild.cache.records import Records
 from modelbuild.cache.store import LocalStore, open_store
 from modelbuild.errors import NotBuiltYet
+from modelbuild.importing.load import load
 from modelbuild.modelfile.check import not_built
-from modelbuild.modelfile.parse import load
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.options import Options
 from modelbuild.pins import Found, Held, check_before, check_found, hold, pinned

@@ -94,9 +94,11 @@ def _parse(arguments: Sequence[str]) -> Words | None:
         "--allow-path": environ.get("MODELBUILD_ALLOW_PATH", "").lower() in TRUE,
     }
     names: list[str] = []
+    named = False
     rest = iter(arguments)
     for word in rest:
         if word in given or word == "--file":
+            named = named or word in ("-f", "--file")
             given["-f" if word == "--file" else word] = next(rest, "")
         elif word in flags:
             flags[word] = True
@@ -106,6 +108,10 @@ def _parse(arguments: Sequence[str]) -> Words | None:
             names.append(word)
     if names[:1] != ["build"] or not given["-f"]:
         return None
+    if names[1:] and names[1].endswith((".yml", ".yaml")):
+        if named:
+            return None
+        given["-f"] = names.pop(1)
     places = given["-f"], given["--cache"] or None, given["--out"] or None
     return Words(*places, flags["--allow-path"], flags["--json"], tuple(names[1:]))
 

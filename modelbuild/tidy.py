@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from modelbuild.artifact.provenance import FILE as PROVENANCE
 from modelbuild.errors import UsageError
-from modelbuild.modelfile.parse import load
+from modelbuild.importing.load import load
 from modelbuild.options import Options
 from modelbuild.session import output_record, outputs_of
 

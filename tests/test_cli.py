@@ -59,7 +59,7 @@ def test_exit_1_for_what_is_known_but_not_built_yet(world):
     assert ends(world, 1, "build").startswith(
         "error: `m` needs method `ties`, which this version does not build yet\n  --> Modelfile:7:1\n"
     )
-    for command in ("push", "import", "graph", "plot", "diff"):
+    for command in ("push", "graph", "plot", "diff"):
         text = ends(world, 1, command, "m", "--whatever", "x")
         assert text == f"error: `modelbuild {command}` is not built yet\n"
 

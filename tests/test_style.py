@@ -20,6 +20,7 @@ ROOMS = (
     "methods",
     "formats",
     "modelfile",
+    "importing",
     "sources",
     "adapters",
     "plan",

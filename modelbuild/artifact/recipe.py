@@ -22,6 +22,7 @@ from modelbuild.modelfile.spec import (
     Quantize,
     Slice,
     Spec,
+    Texts,
     Value,
 )
 
@@ -76,7 +77,7 @@ def value_data(value: Value) -> object:
     """A parameter's value as the Modelfile writes it."""
     if isinstance(value, Constant):
         return value.value
-    if isinstance(value, Gradient):
+    if isinstance(value, Gradient | Texts):
         return list(value.values)
     if isinstance(value, Choices):
         return [_given(match=choice.match) | {"value": value_data(choice.value)} for choice in value.entries]

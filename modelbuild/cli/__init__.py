@@ -6,7 +6,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from modelbuild.cli import building, cache, looking
+from modelbuild.cli import building, cache, importing, looking
 from modelbuild.cli.words import Debug, option
 from modelbuild.ending import asked_for, end_with
 from modelbuild.errors import Fault, Interrupted, ModelbuildError, NotBuiltYet, UsageError
@@ -24,6 +24,7 @@ for _command in (building.build, building.plan, building.why, building.lock, bui
     app.command()(_command)
 for _look in (looking.methods, looking.schema, looking.env, looking.clean, looking.inspect):
     app.command()(_look)
+app.command("import")(importing.import_)
 
 
 @app.callback()
@@ -79,7 +80,6 @@ def _later(name: str, help_text: str) -> None:
 
 for _name, _help in (
     ("push", "Publish an artifact on the Hub (not built yet)."),
-    ("import", "Turn a mergekit YAML into a Modelfile (not built yet)."),
     ("graph", "Show the graph of artifacts (not built yet)."),
     ("plot", "Draw the layers of a merge (not built yet)."),
     ("diff", "Compare two models tensor by tensor (not built yet)."),

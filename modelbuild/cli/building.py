@@ -21,7 +21,8 @@ from modelbuild.cli.words import (
     option,
     options,
     show,
-)  # fmt: skip
+    targets,
+)
 from modelbuild.errors import UsageError
 from modelbuild.options import DEFAULT_MEMORY
 
@@ -47,12 +48,13 @@ def build(
     overrides: Set = None,
 ) -> None:
     """Build the targets into build/NAME/."""
+    chosen = targets(context, names)
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, link=link, durability=durability, no_cache=no_cache,
         require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, offline=offline, locked=locked,
         frozen=frozen, record=record, overrides=tuple(overrides or ()),
     )  # fmt: skip
-    plain.build(made, names or (), as_json)
+    plain.build(made, chosen, as_json)
 
 
 def plan(
@@ -62,6 +64,7 @@ def plan(
     cache: Cache = None,
     out: Out = None,
     memory: Memory = DEFAULT_MEMORY,
+    values: Annotated[str | None, option("values")] = None,
     allow_path: AllowPath = False,
     offline: Offline = False,
     locked: Locked = False,
@@ -69,11 +72,12 @@ def plan(
     overrides: Set = None,
 ) -> None:
     """Show what a build would compute, copy and reuse, and why."""
+    chosen = targets(context, names)
     made = options(
         context, cache=cache, out=out, memory=memory, allow_path=allow_path, offline=offline, locked=locked,
         frozen=frozen, overrides=tuple(overrides or ()),
     )  # fmt: skip
-    plain.plan(made, names or (), as_json)
+    plain.plan(made, chosen, as_json, values)
 
 
 def why(

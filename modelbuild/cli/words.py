@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from modelbuild.ending import show as show
+from modelbuild.errors import UsageError
 from modelbuild.flags import FLAGS
 from modelbuild.options import Options
 
@@ -29,6 +30,20 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.
 Locked = Annotated[bool, option("locked")]
 Frozen = Annotated[bool, option("frozen")]
 Debug = Annotated[bool, option("debug")]
+
+
+def targets(context: typer.Context, names: list[str] | None) -> list[str]:
+    """The names of the targets; a mergekit YAML that stands before them takes the place of the Modelfile."""
+    from modelbuild.importing.load import ENDINGS
+
+    found = list(names or ())
+    if found and found[0].endswith(ENDINGS):
+        given = context.parent.get_parameter_source("file") if context.parent is not None else None
+        if given is not None and given.name == "COMMANDLINE":
+            facts = (f"`-f {context.obj['file']}` names a Modelfile", f"`{found[0]}` stands in its place")
+            raise UsageError("there are two files to start from", facts=facts, hint="leave one out")
+        context.obj["file"] = found.pop(0)
+    return found
 
 
 def options(context: typer.Context, **given: Any) -> Options:

@@ -22,12 +22,12 @@ Scalar: TypeAlias = "float | int | bool | str"
 class Parameter:
     """A parameter of a method: whether it belongs to the merge or to each input, its type, default and range.
 
-    `default` None means required. `low` and `high` are inclusive.
+    strings: a string or a list of strings. `default` None means required. `low` and `high` are inclusive.
     """
 
     name: str
     scope: Literal["merge", "input"]
-    type: Literal["number", "integer", "boolean", "string"]
+    type: Literal["number", "integer", "boolean", "string", "strings"]
     default: Scalar | None
     help: str
     low: float | None = None

@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import tomli
@@ -20,7 +20,7 @@ from modelbuild.modelfile.merges import read_merge
 from modelbuild.modelfile.overrides import apply
 from modelbuild.modelfile.positions import Positions
 from modelbuild.modelfile.scan import Twice, scan
-from modelbuild.modelfile.spec import Artifact, Publish, Spec
+from modelbuild.modelfile.spec import Artifact, Path, Publish, Spec
 from modelbuild.modelfile.suggest import described, shown
 from modelbuild.modelfile.tables import Table
 
@@ -59,12 +59,17 @@ def load(path: str, *, overrides: Sequence[str] = (), display: str | None = None
     return replace(parse_text(text, file, overrides), digest=hashlib.sha256(text).hexdigest())
 
 
-def parse_text(text: bytes | str, file: str, overrides: Sequence[str] = ()) -> Spec:
-    """As `load`, from the text itself."""
+def parse_text(
+    text: bytes | str,
+    file: str,
+    overrides: Sequence[str] = (),
+    places_of: Callable[[str, str, Mapping[Path, str]], Positions] = Positions,
+) -> Spec:
+    """As `load`, from the text itself; `places_of` gives the places of file, text and overrides."""
     decoded = _decode(text, file) if isinstance(text, bytes) else text
     raw = _toml(decoded, file)
     places = apply(raw, overrides)
-    positions = Positions(file, decoded.replace("\r\n", "\n"), places)
+    positions = places_of(file, decoded.replace("\r\n", "\n"), places)
     faults = Faults(positions)
     spec = _spec(faults, file, raw, positions)
     faults.raise_all()
@@ -190,9 +195,8 @@ def _tables(faults: Faults, raw: Table, positions: Positions) -> Iterator[tuple[
                 message = f"the name `{full}` has a dot, and names have no dots"
                 faults.key((kind, name), message, hint=f"call it `[{kind}.{full.replace('.', '-').lower()}]`")
             else:
-                where = positions.key((kind, name))
-                found.append((where.line, where.column, kind, name, table))
-    return ((kind, name, table) for _, _, kind, name, table in sorted(found, key=lambda entry: entry[:2]))
+                found.append((positions.order((kind, name)), kind, name, table))
+    return ((kind, name, table) for _, kind, name, table in sorted(found, key=lambda entry: entry[0]))
 
 
 def _dotted(kind: str, table: Table) -> str | None:

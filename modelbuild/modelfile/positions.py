@@ -78,6 +78,11 @@ class Positions(Mapping[Path, Where]):
         mark = None if self._option(path) else self._mark(path)
         return self.key(path) if mark is None or mark.start < 0 else self._at(mark.start)
 
+    def order(self, path: Path) -> int:
+        """The offset in the text of the key at `path`, to sort by; -1 for what is not in it."""
+        mark = self._mark(path)
+        return mark.key if mark is not None else -1
+
     def __iter__(self) -> Iterator[Path]:
         rest: list[tuple[Path, Mark]] = [((), self._root)]
         while rest:

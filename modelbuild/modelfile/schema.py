@@ -111,7 +111,8 @@ def _value() -> type[BaseModel]:
     points: Toml = _model("Points", _fields(keys.POINTS))
     gradient: Toml = Annotated[list[float], Field(min_length=1)]
     choices: Toml = Annotated[list[ForwardRef("Choice")], Field(min_length=1)]  # type: ignore[misc]
-    forms: Toml = bool | float | str | gradient | points | choices
+    texts: Toml = Annotated[list[str], Field(min_length=1)]
+    forms: Toml = bool | float | str | gradient | texts | points | choices
 
     class Value(RootModel[forms]):
         model_config = ConfigDict(strict=True)

@@ -21,6 +21,13 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """Several strings, the same for every tensor."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Gradient:
     """Values spaced evenly over the layers of the slice, linear in between."""
 
@@ -51,7 +58,7 @@ class Choices:
     entries: tuple[Choice, ...]
 
 
-Value: TypeAlias = "Constant | Gradient | Points | Choices"
+Value: TypeAlias = "Constant | Texts | Gradient | Points | Choices"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +191,8 @@ class Settings:
 class Spec:
     """A whole Modelfile: artifacts by name in the order of the file, and where every key stands.
 
-    `digest` is the SHA-256 of the text that was read, empty where it came from no file.
+    `digest` is the SHA-256 of the text that was read, empty where it came from no file. `notes` is what the user should
+    know of a file that was translated.
     """
 
     file: str
@@ -193,6 +201,7 @@ class Spec:
     publish: Mapping[str, Publish]
     positions: Mapping[Path, Where]
     digest: str = ""
+    notes: tuple[str, ...] = ()
 
     def where(self, *path: str | int) -> Where:
         """Where the key at `path` stands, or the nearest table around it that is in the file."""

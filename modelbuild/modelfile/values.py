@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelbuild.modelfile.faults import Faults
 from modelbuild.modelfile.keys import CHOICE, POINTS, Toml
-from modelbuild.modelfile.spec import Choice, Choices, Constant, Gradient, Path, Points, Value
+from modelbuild.modelfile.spec import Choice, Choices, Constant, Gradient, Path, Points, Texts, Value
 from modelbuild.modelfile.suggest import described, listed, number, shown
 from modelbuild.modelfile.tables import bounds, in_range, is_number, read_all, within
 
@@ -22,6 +22,7 @@ _KINDS: dict[str, tuple[type[int | bool | str], str]] = {
     "integer": (int, "an integer"),
     "boolean": (bool, "true or false"),
     "string": (str, "a string"),
+    "strings": (str, "a string or a list of strings"),
 }
 _REGEX = set("\\^$(){}[]|+?")
 
@@ -33,11 +34,18 @@ def read_value(faults: Faults, path: Path, raw: Toml, parameter: Parameter | Non
     """
     if isinstance(raw, list) and raw and any(isinstance(entry, dict) for entry in raw):
         return _choices(faults, path, raw, parameter, depth)
+    if isinstance(raw, list) and raw and _are_texts(raw, parameter):
+        return Texts(tuple(raw))
     if isinstance(raw, list):
         return _gradient(faults, path, raw, parameter)
     if isinstance(raw, dict):
         return _points(faults, path, raw, parameter)
     return _constant(faults, path, raw, parameter)
+
+
+def _are_texts(raw: list[Any], parameter: Parameter | None) -> bool:
+    """Whether a list is one of strings, for a parameter that takes them or is not known."""
+    return (parameter is None or parameter.type == "strings") and all(isinstance(entry, str) for entry in raw)
 
 
 def _constant(faults: Faults, path: Path, raw: Toml, parameter: Parameter | None) -> Constant | None:

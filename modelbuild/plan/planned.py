@@ -82,4 +82,4 @@ class Plan:
         found += [f"{a.name}: {note}" for a in self.adapters.values() for note in a.notes]
         bare = [a.name for a in self.target_artifacts() if a.side.config is None and not a.side.config_overrides]
         found += [f"{name}: its donor has no config.json, so transformers will not load the output" for name in bare]
-        return tuple(found)
+        return (*self.spec.notes, *found)

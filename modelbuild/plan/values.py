@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelbuild.modelfile.spec import Choices, Constant, Gradient, Points, Scalar, Value
+from modelbuild.modelfile.spec import Choices, Constant, Gradient, Points, Scalar, Texts, Value
 from modelbuild.plan.pattern import matches
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def evaluate(value: Value, spot: Spot) -> Scalar | None:
     """The value at a spot; None where a list of choices has no entry that fits."""
     if isinstance(value, Constant):
         return value.value
+    if isinstance(value, Texts):
+        return "\n".join(value.values)
     if isinstance(value, Gradient):
         return _gradient(value.values, spot)
     if isinstance(value, Points):

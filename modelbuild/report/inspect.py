@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from modelbuild.errors import SourceNotFound
-from modelbuild.modelfile.parse import load
+from modelbuild.importing.load import load
 from modelbuild.modelfile.spec import Adapter, Base
 from modelbuild.options import Options
 from modelbuild.sources.pickles import is_pickle_name, read_pickled_header

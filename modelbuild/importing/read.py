@@ -1,0 +1,99 @@
+"""Reading one mapping of a recipe against the keys that mergekit knows: types, unknown keys, models that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from modelbuild.importing.known import METHODS
+from modelbuild.importing.nouns import Findings, Item, Place, Ref
+from modelbuild.modelfile.suggest import nearest, shown
+
+PARAMETERS = frozenset(name for known in METHODS.values() for name in known.parameters)
+MISPLACED = "; parameters stand under `parameters`"
+
+
+def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> dict[str, Item]:
+    """The known keys of a mapping that say something; a note for each other key, since mergekit reads none of them."""
+    if not isinstance(item.value, dict):
+        findings.expected(item, what, "a mapping")
+        return {}
+    names = tuple(known)
+    for key, inner in item.value.items():
+        if key not in names:
+            near = nearest(key, names)
+            guess = f"; did you mean `{near}`?" if near else MISPLACED if key in PARAMETERS else ""
+            findings.note(inner.place, f"mergekit does not know `{shown(key)}` in {what}, and it is left out{guess}")
+    return {key: item.value[key] for key in names if key in item.value and item.value[key].value is not None}
+
+
+def entries(findings: Findings, item: Item, name: str) -> list[Item]:
+    """The entries of a list that is not empty."""
+    if not isinstance(item.value, list):
+        findings.expected(item, f"`{name}`", "a list")
+        return []
+    if not item.value:
+        findings.fault(item.where, f"`{name}` is empty")
+    return item.value
+
+
+def typed(findings: Findings, item: Item | None, name: str, kind: type | tuple[type, ...], wanted: str) -> Any:
+    """The value of an item of this type; None, and a fault, if it is of another one."""
+    if item is None:
+        return None
+    if not isinstance(item.value, kind) or (kind is not bool and isinstance(item.value, bool)):
+        findings.expected(item, f"`{name}`", wanted)
+        return None
+    return item.value
+
+
+def text(findings: Findings, item: Item | None, name: str) -> str | None:
+    """A string that is not empty."""
+    found: str | None = typed(findings, item, name, str, "a string")
+    if found is not None and item is not None and not found.strip():
+        findings.fault(item.where, f"`{name}` is empty")
+        return None
+    return found
+
+
+def ref(findings: Findings, item: Item, name: str = "model") -> Ref | None:
+    """The model that an item names: `PATH[@REVISION][+ADAPTER[@REVISION]]`, or a mapping of these."""
+    if isinstance(item.value, dict):
+        given = fields(findings, item, f"`{name}`", ("model", "lora", "override_architecture"))
+        if "override_architecture" in given:
+            findings.note(
+                given["override_architecture"].place,
+                "`override_architecture` is left out: layers are read from the names of tensors",
+            )
+        if "model" not in given:
+            findings.fault(item.where, f"`{name}` names no `model`")
+            return None
+        model = _place(findings, given["model"])
+        lora = _place(findings, given["lora"]) if "lora" in given else None
+        return Ref(model, lora) if model is not None and (lora is not None or "lora" not in given) else None
+    if text(findings, item, name) is None:
+        return None
+    parts = item.value.split("+")
+    if len(parts) > 2:
+        hint = "a merge with method `lora` takes any number of adapters"
+        findings.fault(item.where, f"`{shown(item.value)}` names more than one adapter", hint=hint)
+        return None
+    places = [_place(findings, item.but(part)) for part in parts]
+    if any(place is None for place in places):
+        return None
+    return Ref(places[0], places[1] if len(places) > 1 else None)  # type: ignore[arg-type]
+
+
+def _place(findings: Findings, item: Item) -> Place | None:
+    if isinstance(item.value, dict):
+        given = fields(findings, item, "the path of a model", ("path", "revision"))
+        path = text(findings, given.get("path", item.but("")), "path")
+        revision = text(findings, given.get("revision"), "revision")
+        return Place(path, revision) if path is not None else None
+    if text(findings, item, "model") is None:
+        return None
+    path, _, revision = item.value.partition("@")
+    if not path.strip() or "@" in revision or (not revision and "@" in item.value):
+        findings.fault(item.where, f"`{shown(item.value)}` is not PATH or PATH@REVISION")
+        return None
+    return Place(path, revision or None)

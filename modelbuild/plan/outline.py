@@ -1,0 +1,95 @@
+"""What a merge's parameters come to for each tensor, without asking whether the merge could be built.
+
+An outline needs the names and layers of the inputs, and nothing of the method but the parameters it declares: methods
+that are not built yet, vocabularies that differ and weights that sum to 0 are all the same to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modelbuild.methods.base import Method
+from modelbuild.modelfile.spec import Merge, Scalar, Spec
+from modelbuild.plan.adapt import _spot, _weights
+from modelbuild.plan.fit import Misfits, Row
+from modelbuild.plan.merge import FLOAT_DTYPES, _check_points, _rows, _stretches, is_merged, parameters
+from modelbuild.plan.node import Node
+from modelbuild.plan.planned import Planned
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The parameters of one output tensor: those of the merge, and those of each input by its name.
+
+    `layer` None for a tensor outside the layers; `kind` is its name within the layer, else its whole name. Both
+    mappings are empty for a tensor that is taken from the donor as it is.
+    """
+
+    name: str
+    layer: int | None
+    kind: str
+    shared: Mapping[str, Scalar | None]
+    inputs: Mapping[str, Mapping[str, Scalar | None]]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The tensors of a merge with their parameters, in order, and the merge as far as others can be outlined on it."""
+
+    planned: Planned
+    resolved: tuple[Resolved, ...]
+
+
+def outline(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Planned]) -> Outline:
+    """The outline of a merge; raises BuildFailed where slices or points lie outside of the layers."""
+    if method.takes == "adapters":
+        return _adapted(merge, method, inputs[merge.base or ""])
+    misfits = Misfits(spec, merge, inputs)
+    stretches = _stretches(merge, method, inputs, misfits)
+    misfits.stop()
+    _check_points(merge, inputs, stretches, misfits)
+    misfits.stop()
+    tensors: dict[str, Node] = {}
+    values = {}
+    for row in _rows(merge, inputs, stretches, misfits):
+        own = inputs[row.donor].tensors[row.own]
+        tensors[row.name] = own
+        values[row.name] = _values(merge, method, row, own)
+    planned = Planned(merge.name, "merge", tensors, inputs[next(iter(inputs))].side)
+    return Outline(planned, tuple(_resolved(planned, name, *found) for name, found in values.items()))
+
+
+def _values(
+    merge: Merge, method: Method, row: Row, own: Node
+) -> tuple[Mapping[str, Scalar | None], Mapping[str, Mapping[str, Scalar | None]]]:
+    if not row.inputs or not is_merged(merge, row.name) or own.dtype not in FLOAT_DTYPES:
+        return {}, {}
+    shared, per_input = parameters(method, merge, row)
+    return shared, dict(zip([entry.name for entry in row.inputs], per_input, strict=True))
+
+
+def _adapted(merge: Merge, method: Method, base: Planned) -> Outline:
+    """Every tensor of the base with the weight that each adapter would have there."""
+    found = []
+    for name in base.tensors:
+        weights: Mapping[str, Mapping[str, Scalar | None]] = {}
+        if is_merged(merge, name):
+            listed = _weights(method, merge, _spot(base, name), merge.adapters)
+            pairs = zip(merge.adapters, listed, strict=True)
+            weights = {entry.name: {"weight": weight} for entry, weight in pairs}
+        found.append(_resolved(base, name, {}, weights))
+    return Outline(base, tuple(found))
+
+
+def _resolved(
+    planned: Planned,
+    name: str,
+    shared: Mapping[str, Scalar | None],
+    inputs: Mapping[str, Mapping[str, Scalar | None]],
+) -> Resolved:
+    place = planned.layout.places.get(name)
+    if place is None:
+        return Resolved(name, None, name, shared, inputs)
+    kind = place.rest if place.stack == planned.layout.main else f"{place.stack}.*.{place.rest}"
+    return Resolved(name, place.layer, kind, shared, inputs)
