@@ -7,13 +7,13 @@ import numpy as np
 import objects
 import pytest
 
-from modelbuild.kernels import combination, combine, convert, diskcache, gram, lowrank, native
+from modelbuild.kernels import combination, combine, convert, diskcache, gram, lowrank, magnitude, native, random, rank
 from modelbuild.kernels import compile as compiling
 from modelbuild.kernels.compile import Kernel
 
 KERNELS = {
     kernel.name: kernel
-    for module in (convert, combine, lowrank, gram, combination)
+    for module in (convert, combine, lowrank, gram, combination, magnitude, random, rank)
     for kernel in vars(module).values()
     if isinstance(kernel, Kernel)
 }
