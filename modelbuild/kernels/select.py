@@ -67,6 +67,17 @@ def kept(density: float, count: int) -> int:
     return max(1, int(density * count)) if density > 0.0 else 0
 
 
+def crumbs(density: float, gamma: float, count: int) -> tuple[int, int]:
+    """The ranks between which breadcrumbs keeps: as many as `density` says, below the share `gamma` of the largest.
+
+    The first is that of the last that is kept, the second that of the last that is dropped for being large: fewer than
+    `gamma` says where else too few would be left.
+    """
+    target = kept(density, count)
+    lowest = max(0, count - target - int(gamma * count))
+    return count - lowest, count - lowest - target
+
+
 def quantile_rank(q: float, count: int) -> int:
     """The rank, from the largest on, of element int(q·(count − 1)) of `count` scores in rising order."""
     return count - int(q * (count - 1))
