@@ -222,6 +222,12 @@ def test_models_without_dtypes_are_refused():
         Vote(["F32"] * 2, "F32", [whole()] * 2, TIES)
 
 
+@pytest.mark.parametrize("settings_", [{"divide": "agreeing"}, {"divide": "floored"}, {"late": True}])
+def test_rules_that_make_no_sense_are_refused(settings_):
+    with pytest.raises(ValueError, match="without consensus"):
+        Rule(**settings_)
+
+
 # --- norms ------------------------------------------------------------------------------------------------------------
 
 

@@ -173,6 +173,11 @@ class Rule:
     scale: float = 1.0
     late: bool = False
 
+    def __post_init__(self) -> None:
+        """ValueError for a rule that makes no sense: without an election there are no shares, nor late weights."""
+        if self.consensus == "none" and (self.late or self.divide in ("agreeing", "floored")):
+            raise ValueError(f"without consensus there is no {'late weight' if self.late else self.divide + ' share'}")
+
 
 @dataclass(frozen=True, slots=True)
 class Voter:
