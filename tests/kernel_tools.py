@@ -8,6 +8,7 @@ from modelbuild.engine.program import finished
 from modelbuild.kernels.combination import Combination
 from modelbuild.kernels.convert import narrow, widen
 from modelbuild.kernels.gram import Gram
+from modelbuild.kernels.magnitude import NAN
 from modelbuild.kernels.vectors import GRAIN
 from modelbuild.methods.base import Request
 from modelbuild.methods.operations import operation
@@ -110,3 +111,31 @@ def combine(inputs, coefficients, columns=None, anchored=False, by_column=False,
     for start, stop in pairwise([0, *sorted({cut for cut in cuts if 0 < cut < count}), count]):
         mix.run(start, stop, [array[start:stop] for array in flat], out[start:stop])
     return out.reshape(inputs[0].shape)
+
+
+ODD = [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 1.0, 3e38, np.inf, -np.inf, np.nan, -np.nan]
+
+
+def magnitudes(scores):
+    """Whole numbers that order as magnitudes do, by numpy."""
+    return np.minimum(np.asarray(scores, np.float32).view(np.uint32) & 0x7FFF_FFFF, NAN).astype(np.int64)
+
+
+def numbers(kind, count, seed=0):
+    """Scores of a kind that selection may meet."""
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal(count)
+    return {
+        "normal": normal,
+        "few": np.round(normal * 3),
+        "equal": np.full(count, -2.5),
+        "zero": normal * 0,
+        "sparse": np.where(rng.random(count) < 0.4, 0, np.round(normal * 200) / 200),
+        "odd": np.resize(ODD, count),
+        "tiny": normal * 1e-42,
+        "rising": np.arange(count, dtype=np.float64),
+        "close": 1 + np.arange(count) % 5 * 2.0**-23,
+    }[kind].astype(np.float32)
+
+
+KINDS = ["normal", "few", "equal", "zero", "sparse", "odd", "tiny", "rising", "close"]

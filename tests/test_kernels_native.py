@@ -2,21 +2,36 @@
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import objects
 import pytest
 
-from modelbuild.kernels import combination, combine, convert, diskcache, gram, lowrank, native
+from modelbuild.kernels import (
+    combination,
+    combine,
+    convert,
+    diskcache,
+    divergence,
+    gram,
+    lowrank,
+    magnitude,
+    native,
+    nearswap,
+    norms,
+    ram,
+    random,
+    rank,
+    scores,
+    vote,
+)
 from modelbuild.kernels import compile as compiling
 from modelbuild.kernels.compile import Kernel
 
-KERNELS = {
-    kernel.name: kernel
-    for module in (convert, combine, lowrank, gram, combination)
-    for kernel in vars(module).values()
-    if isinstance(kernel, Kernel)
-}
+SUMS, CHOICES = (gram, combination, norms, scores, divergence), (magnitude, random, rank, vote, ram, nearswap)
+MODULES = (convert, combine, lowrank, *SUMS, *CHOICES)
+KERNELS = {kernel.name: kernel for module in MODULES for kernel in vars(module).values() if isinstance(kernel, Kernel)}
 
 
 def code_of(kernel):
@@ -29,7 +44,9 @@ def code_of(kernel):
 
 
 def test_every_loop_is_looked_at():
-    assert len(KERNELS) >= 12
+    assert len(KERNELS) >= 32
+    written = {path.stem for path in Path(combine.__file__).parent.glob("*.py") if "\n@kernel(" in path.read_text()}
+    assert written == {module.__name__.rpartition(".")[2] for module in MODULES}
     assert {"combine.linear_loop", "convert.nonfinite_loop", "lowrank.product_loop"} <= {*KERNELS}
 
 

@@ -19,7 +19,7 @@ from modelbuild.kernels.combine import BLOCK, places_of, table
 from modelbuild.kernels.compile import inlined, kernel
 from modelbuild.kernels.convert import CODES, address, shrink
 from modelbuild.kernels.fma import Array, floats, fma
-from modelbuild.kernels.vectors import spread
+from modelbuild.kernels.vectors import codes_of, spread
 from modelbuild.kernels.workspace import workspace
 
 
@@ -89,7 +89,7 @@ class Combination:
     def __init__(
         self, dtypes: Sequence[str], dtype: str, coefficients: Array, columns: int, *, anchored: bool, by_column: bool
     ) -> None:
-        self._codes = table(np.array([CODES[dtype] for dtype in dtypes], np.int64))
+        self._codes = codes_of(dtypes)
         self._out_code = CODES[dtype]
         self._inputs, self._first = len(dtypes), 0 if anchored else 1
         self._columns, self._by_column = max(columns, 1), int(by_column)

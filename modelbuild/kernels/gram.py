@@ -16,12 +16,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modelbuild.kernels.combine import places_of, table
+from modelbuild.kernels.combine import places_of
 from modelbuild.kernels.compile import inlined, kernel
-from modelbuild.kernels.convert import CODES, address
+from modelbuild.kernels.convert import address
 from modelbuild.kernels.fma import Array, doubles, floats
 from modelbuild.kernels.sums import LANE_FLOATS, product_sum
-from modelbuild.kernels.vectors import GRAIN, check_stretch, spread
+from modelbuild.kernels.vectors import GRAIN, check_stretch, codes_of, spread
 from modelbuild.kernels.workspace import workspace
 
 BAND = 1024
@@ -129,7 +129,7 @@ class Gram:
     """
 
     def __init__(self, dtypes: Sequence[str], count: int, columns: int, *, anchored: bool) -> None:
-        self._codes = table(np.array([CODES[dtype] for dtype in dtypes], np.int64))
+        self._codes = codes_of(dtypes)
         self._inputs, self._first = len(dtypes), 0 if anchored else 1
         self._count, self._columns = count, max(columns, 1)
         self.size = self._inputs - self._first

@@ -7,9 +7,13 @@ the differences from it, and what models of one family differ by is not lost bes
 
 from __future__ import annotations
 
-from modelbuild.kernels.combine import BLOCK
+from collections.abc import Sequence
+
+import numpy as np
+
+from modelbuild.kernels.combine import BLOCK, Table, table
 from modelbuild.kernels.compile import inlined
-from modelbuild.kernels.convert import expand
+from modelbuild.kernels.convert import CODES, expand
 from modelbuild.kernels.fma import floats, integers
 
 GRAIN = BLOCK
@@ -27,6 +31,11 @@ def spread(places: int, codes: int, inputs: int, start: int, size: int, vectors:
         expand(place[index], code[index], start, size, row)
         for i in range(size):
             row[i] = row[i] - first[i]
+
+
+def codes_of(dtypes: Sequence[str]) -> Table:
+    """Dtypes as loops know them."""
+    return table(np.array([CODES[dtype] for dtype in dtypes], np.int64))
 
 
 def check_stretch(start: int, stop: int, count: int) -> None:

@@ -11,9 +11,10 @@ from modelbuild.kernels.fma import Array
 _OWN = threading.local()
 
 
-def workspace(size: int) -> Array:
-    """This thread's buffer of at least `size` float32, with no known content; the next call may give it again."""
-    buffer: Array | None = getattr(_OWN, "buffer", None)
+def workspace(size: int, purpose: str = "loop") -> Array:
+    """This thread's buffer of at least `size` float32 for a purpose; the next call for it may give the same again."""
+    buffer: Array | None = getattr(_OWN, purpose, None)
     if buffer is None or buffer.size < size:
-        buffer = _OWN.buffer = np.empty(size, np.float32)
+        buffer = np.empty(size, np.float32)
+        setattr(_OWN, purpose, buffer)
     return buffer
