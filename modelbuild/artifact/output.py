@@ -59,31 +59,30 @@ def _published_layout(artifact: Planned, sizes: Mapping[str, int], shard_size: i
 
 
 def output_key(plan: Plan, artifact: Planned) -> str:
-    """The key of the whole output: its weights, how they are cut into files, and the side files that do not speak."""
-    return _silent_files(plan, artifact).key
+    """The key of the whole output: its weights, how they are cut into files, and the side files that do not speak.
 
-
-def _silent_files(plan: Plan, artifact: Planned) -> SideFiles:
-    """The files beside the weights that say nothing about others, and the key that follows from them.
-
-    The index is not among them: it follows from the weights and how they are cut, which the key has anyway.
+    It is known from the plan: the index of the weight files, which may not be, follows from the weights' key.
     """
+    return _key(plan, artifact, _copied_and_configs(artifact)[1])
+
+
+def _key(plan: Plan, artifact: Planned, digests: Mapping[str, str]) -> str:
+    return identity("artifact/2", weights_key(artifact, plan.spec.settings.shard_size), tuple(sorted(digests.items())))
+
+
+def _copied_and_configs(artifact: Planned) -> tuple[dict[str, bytes | str], dict[str, str]]:
+    """The files that are copied from sources, and the configs, with their digests."""
     files: dict[str, bytes | str] = {name: file.path for name, file in artifact.side.files.items()}
-    made = {
-        "config.json": config_json(artifact),
-        "generation_config.json": generation_json(artifact),
-    }
+    made = {"config.json": config_json(artifact), "generation_config.json": generation_json(artifact)}
     files |= {name: data for name, data in made.items() if data is not None}
-    known = {name: file.sha256 for name, file in artifact.side.files.items() if name not in made or made[name] is None}
-    digests = known | side_digests({name: data for name, data in files.items() if name not in known})
-    key = identity("artifact/1", weights_key(artifact, plan.spec.settings.shard_size), tuple(sorted(digests.items())))
-    return SideFiles(key, files, digests)
+    known = {name: file.sha256 for name, file in artifact.side.files.items() if made.get(name) is None}
+    return files, known | side_digests({name: data for name, data in files.items() if name not in known})
 
 
 def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tuple[str, ...]) -> SideFiles:
     """All files beside the weights. Raises SourceChanged where a source's config is not the one that was planned."""
-    silent = _silent_files(plan, artifact)
-    files, digests = dict(silent.files), dict(silent.digests)
+    files, digests = _copied_and_configs(artifact)
+    key = _key(plan, artifact, digests)
     sizes = {tensor.name: tensor.nbytes for tensor in manifest.tensors}
     index = index_json(_published_layout(artifact, sizes, plan.spec.settings.shard_size))
     if index is not None:
@@ -97,7 +96,7 @@ def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tup
     digests |= side_digests({CARD: files[CARD]})
     document = provenance(Made(plan, artifact.name, __version__, weights, digests, overrides))
     files[PROVENANCE] = document
-    return SideFiles(silent.key, files, digests | {PROVENANCE: hashlib.sha256(document).hexdigest()})
+    return SideFiles(key, files, digests | {PROVENANCE: hashlib.sha256(document).hexdigest()})
 
 
 def is_fresh(
