@@ -40,17 +40,19 @@ def run(name, params, inputs, dtype="F32", shape=None, cuts=()):
     whole = op.whole(node)
     streamed = [array.reshape(-1) for i, (_, array) in enumerate(inputs) if i not in whole]
     out = np.zeros(node.count, np.float32 if dtype == "F32" else np.uint16)
-    unit = op.unit(node)
-    bounds = [0, *sorted({cut - cut % unit for cut in cuts if unit <= cut < node.count}), node.count]
+    bounds = [0, *sorted({cut for cut in cuts if 0 < cut < node.count}), node.count]
 
-    def stretches():
+    def stretches(bounds=bounds):
         for start, stop in pairwise(bounds):
             scratch = np.full(max(op.scratch(node), 1) * (stop - start), np.nan, np.float32)
             yield start, stop, [array[start:stop] for array in streamed], scratch
 
-    def show(look):
-        for start, stop, tiles, scratch in stretches():
-            look(start, stop, tiles, scratch)
+    def show(wanted):
+        """A pass, in stretches that are as short as may be."""
+        width = wanted.unit if wanted.unit > 1 else GRAIN
+        end = node.count if wanted.stop is None else wanted.stop
+        for start, stop, tiles, scratch in stretches([*range(wanted.start, end, width), end]):
+            wanted.look(start, stop, tiles, scratch)
 
     made = op.prepare(node, [inputs[i][1] for i in whole])
     kernel = finished(made, show, lambda text: None) if op.surveys(node) else made

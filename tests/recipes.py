@@ -74,3 +74,28 @@ RECIPES = [
     Recipe("model_stock", {}),
     Recipe("model_stock", {"filter_wise": True}),
 ]
+
+VOTES = tuple({"weight": weight, "density": density} for weight, density in ((0.5, 0.6), (0.3, 0.4), (-0.4, 0.8)))
+
+
+def with_(**more):
+    """The votes with another parameter for each model."""
+    return tuple({**own, **more} for own in VOTES)
+
+
+RECIPES += [
+    Recipe("ties", {}, VOTES),
+    Recipe("ties", {"rescale": True, "lambda": 0.7}, VOTES),
+    Recipe("ties", {"consensus": "count"}, VOTES, same=False),
+    Recipe("dare_linear", {}, VOTES, same=False),
+    Recipe("dare_ties", {"rescale_by": "density"}, VOTES, same=False),
+    Recipe("breadcrumbs", {}, with_(gamma=0.05)),
+    Recipe("breadcrumbs_ties", {"normalize": True}, with_(gamma=0.05)),
+    Recipe("della", {}, with_(epsilon=0.1), same=False),
+    Recipe("della_linear", {"rescale": False}, with_(epsilon=0.1), same=False),
+    Recipe("sce", {"select_topk": 0.5}, same=False),
+    Recipe("ram", {"epsilon": 1e-3}),
+    Recipe("ramplus_tl", {"epsilon": 1e-3}),
+    Recipe("nearswap", {"t": 0.002}, ({},)),
+    Recipe("arcee_fusion", {}, ({},), same=False),
+]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import lcm
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from modelbuild.cache.nouns import Located
@@ -20,7 +19,7 @@ from modelbuild.plan.node import ITEMSIZE, Node
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from modelbuild.methods.base import Kernel, Look, Survey
+    from modelbuild.methods.base import Kernel, Pass, Survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +47,8 @@ class Program:
     """How to make a tile of `node`: the steps in order, the slot that holds the result, and what it takes.
 
     `slots` is the number of buffers of four bytes an element, `scratch` the float32 values an element besides.
-    `memory` are the bytes that whole inputs need for the tensor. Stretches end at multiples of `unit` elements. Where
-    an operation `surveys` its inputs, one thread makes the whole tensor.
+    `memory` are the bytes that whole inputs need for the tensor. Stretches have to hold `room` elements. Where an
+    operation `surveys` its inputs, one thread makes the whole tensor.
     """
 
     node: Node
@@ -57,7 +56,7 @@ class Program:
     slots: int
     scratch: int
     memory: int
-    unit: int = 1
+    room: int = 1
     surveys: bool = False
 
     @property
@@ -85,7 +84,7 @@ class Program:
     @property
     def part(self) -> int:
         """Elements of a part: the least stretch that is whole checksum blocks of every tensor that is read or made."""
-        if self.surveys or self.unit > 1:
+        if self.surveys:
             return max(1, self.node.count)
         return BLOCK // min(ITEMSIZE[step.node.dtype] for step in self.steps)
 
@@ -98,7 +97,7 @@ def compile_program(node: Node, cached: Mapping[str, Located], fresh: bool = Fal
     slot_of: dict[str, int] = {}
     steps: list[Read | Run] = []
     slots = scratch = memory = 0
-    unit, surveys = 1, False
+    room, surveys = 1, False
     for position, (step_node, inputs) in enumerate(order):
         if not free:
             free.append(slots)
@@ -110,13 +109,13 @@ def compile_program(node: Node, cached: Mapping[str, Located], fresh: bool = Fal
         found = operation(step_node.operation)
         steps.append(Run(step_node, tuple(slot_of[used.key] for used in inputs), slot, len(steps)))
         scratch = max(scratch, found.scratch(step_node))
-        unit = lcm(unit, found.unit(step_node))
+        room = max(room, found.room(step_node))
         surveys |= found.surveys(step_node)
         memory += found.memory(step_node)
         for key in {used.key for used in inputs}:
             if last_use[key] == position:
                 free.append(slot_of[key])
-    return Program(node, tuple(steps), slots, scratch, memory, unit, surveys)
+    return Program(node, tuple(steps), slots, scratch, memory, room, surveys)
 
 
 def _stored(node: Node, cached: Mapping[str, Located], fresh: bool) -> bool:
@@ -146,8 +145,8 @@ def _order(node: Node, cached: Mapping[str, Located], fresh: bool) -> list[tuple
     return order
 
 
-Streaming: TypeAlias = "Callable[[Run, Mapping[int, Kernel], Look], None]"
-"""Streams the inputs of a step, which the kernels of the steps before it make, past a look."""
+Streaming: TypeAlias = "Callable[[Run, Mapping[int, Kernel], Pass], None]"
+"""Streams the inputs of a step, which the kernels of the steps before it make, for a pass."""
 
 
 def prepare(
@@ -166,14 +165,14 @@ def prepare(
     return kernels
 
 
-def finished(survey: Survey, stream: Callable[[Look], None], warn: Callable[[str], None]) -> Kernel:
-    """The kernel that a survey ends in, after `stream` has shown the inputs to all that it wants them shown to."""
+def finished(survey: Survey, stream: Callable[[Pass], None], warn: Callable[[str], None]) -> Kernel:
+    """The kernel that a survey ends in, after `stream` has streamed the inputs for each of its passes."""
     while True:
         try:
-            look = next(survey)
+            wanted = next(survey)
         except StopIteration as end:
             return cast("Kernel", end.value)
-        if isinstance(look, str):
-            warn(look)
+        if isinstance(wanted, str):
+            warn(wanted)
         else:
-            stream(look)
+            stream(wanted)

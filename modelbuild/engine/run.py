@@ -13,14 +13,14 @@ import numpy as np
 from modelbuild.engine.budget import Budget, Cancelled
 from modelbuild.engine.jobs import Damaged, Job, Made, Progress, Tally, start
 from modelbuild.engine.program import Program, Read, Run, compile_program, prepare
-from modelbuild.engine.stretch import LEAST_TILE, RAW, Arena, Files, Stretch, bytes_of, width_of
+from modelbuild.engine.stretch import LEAST_TILE, RAW, Arena, Files, Stretch, bytes_of, pass_width, width_of
 from modelbuild.engine.writer import Writer
 from modelbuild.plan.node import ITEMSIZE, Node
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from modelbuild.methods.base import Kernel, Look
+    from modelbuild.methods.base import Kernel, Pass
 
 TILE = 256 * 1024
 """Elements of a tile at most: with their inputs they stay in a processor's own cache."""
@@ -162,16 +162,17 @@ class Runner:
                 progress.kernels = prepare(program, self._whole, show, warn)
             return progress.kernels
 
-    def _show(self, program: Program, arena: Arena, run: Run, kernels: Mapping[int, Kernel], look: Look) -> None:
-        """Streams the inputs of one step past a look, from the first element to the last."""
+    def _show(self, program: Program, arena: Arena, run: Run, kernels: Mapping[int, Kernel], wanted: Pass) -> None:
+        """Streams the inputs of one step for a pass, from the first element to the last."""
         stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
-        steps, width = program.before(run), width_of(program, arena)
-        for begin in range(0, program.node.count, width):
+        steps, width = program.before(run), pass_width(wanted.unit, arena)
+        stop = program.node.count if wanted.stop is None else wanted.stop
+        for begin in range(wanted.start, stop, width):
             if self._stop.is_set():
                 raise Cancelled
-            end = min(begin + width, program.node.count)
+            end = min(begin + width, stop)
             views = stretch.fill(steps, begin, end)
-            look(begin, end, [views[slot] for slot in run.inputs], arena.scratch)
+            wanted.look(begin, end, [views[slot] for slot in run.inputs], arena.scratch)
 
     def _warn(self, names: Sequence[str], text: str) -> None:
         with self._lock:
@@ -182,7 +183,7 @@ class Runner:
         raw = np.empty(node.count, RAW[node.dtype])
         program = compile_program(node, {})
         view = bytes_of(raw.view(np.uint8)) if node.count else memoryview(b"")
-        arena = Arena(max(TILE, program.unit), program.slots, program.scratch)
+        arena = Arena(max(TILE, program.room), program.slots, program.scratch)
         kernels = prepare(program, self._whole, partial(self._show, program, arena), lambda text: None)
         stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
         size, width = ITEMSIZE[node.dtype], width_of(program, arena)
@@ -244,5 +245,5 @@ def _tile_size(jobs: Sequence[Job], threads: int, limits: Limits) -> tuple[int, 
     tile = limits.tile
     while tile > LEAST_TILE and tile * widest * threads > limits.memory // 2:
         tile //= 2
-    tile = max([tile, *(job.program.unit for job in jobs)])
+    tile = max([tile, *(job.program.room for job in jobs)])
     return tile, tile * widest * threads

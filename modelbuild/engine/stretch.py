@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from modelbuild.cache.nouns import Located
 
 LEAST_TILE = 4 * 1024
-"""Elements of the smallest tile; stretches of every size but the last are multiples of it, or of rows."""
+"""Elements of the smallest tile; stretches of a pass are multiples of it, or of its unit."""
 
 RAW = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
 NO_CHECKS: Mapping[int, Running] = MappingProxyType({})
@@ -128,12 +128,13 @@ def bytes_of(raw: NDArray[np.uint8]) -> memoryview:
 
 
 def width_of(program: Program, arena: Arena) -> int:
-    """Elements of a stretch: as many as fit a tile, in whole units; surveys are shown whole multiples of LEAST_TILE.
+    """Elements of a stretch: as many as fit a tile.
 
     Elements of 8 bytes, which are only ever copied, go by half tiles: slots hold 4 bytes an element.
     """
-    if ITEMSIZE[program.node.dtype] > 4:
-        return arena.tile // 2
-    if program.unit > 1:
-        return arena.tile - arena.tile % program.unit
-    return arena.tile - (arena.tile % LEAST_TILE if program.surveys else 0)
+    return arena.tile // 2 if ITEMSIZE[program.node.dtype] > 4 else arena.tile
+
+
+def pass_width(unit: int, arena: Arena) -> int:
+    """Elements of a stretch of a pass: whole units, or whole multiples of LEAST_TILE."""
+    return arena.tile - arena.tile % (unit if unit > 1 else min(LEAST_TILE, arena.tile))

@@ -15,6 +15,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from modelbuild.methods._span import Span
+from modelbuild.methods.base import Pass
 from modelbuild.methods.streamed import Streamed
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Combined(Streamed):
         def measure(start: int, stop: int, inputs: Sequence[NDArray[Any]], scratch: NDArray[Any]) -> None:
             gram.measure(start, stop, inputs)
 
-        yield measure
+        yield Pass(measure)
         if node.count == 0:
             return nothing
         span = Span(gram.result(), anchored)

@@ -83,8 +83,7 @@ class Kernel(Protocol):
     """Computes elements [start, stop) of the flat output, in C order, from the same stretch of the streamed inputs.
 
     Arrays are the raw elements: uint16 for BF16 and F16, float32 for F32. `scratch` is float32, at least
-    `Operation.scratch` times the stretch, the thread's own. Called from many threads at once. A stretch starts and ends
-    at multiples of `Operation.unit`, or at the tensor's end.
+    `Operation.scratch` times the stretch, the thread's own. Called from many threads at once.
     """
 
     def __call__(
@@ -103,10 +102,23 @@ class Look(Protocol):
         """Takes in elements [start, stop)."""
 
 
-Survey: TypeAlias = "Generator[Look | str, None, Kernel]"
-"""How an operation that has to know its inputs before it computes gets to know them: the inputs are streamed once past
-each `Look` that it yields, and it returns the kernel. It reads like the method's definition, pass by pass. A text that
-it yields is a warning, which completes the sentence "the inputs of `x` are …"."""
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Elements [start, stop) of the streamed inputs (None: to the end) are to be shown to `look`, from first to last.
+
+    Stretches begin at multiples of 2048 after `start`, or with `unit` at multiples of that: elements of a row, say.
+    """
+
+    look: Look
+    start: int = 0
+    stop: int | None = None
+    unit: int = 1
+
+
+Survey: TypeAlias = "Generator[Pass | str, None, Kernel]"
+"""How an operation that has to know its inputs before it computes gets to know them: they are streamed for each `Pass`
+that it yields, and it returns the kernel. It reads like the method's definition, pass by pass. A text that it yields is
+a warning, which completes the sentence "the inputs of `x` are …"."""
 
 
 class Operation(Protocol):
@@ -115,8 +127,8 @@ class Operation(Protocol):
     def scratch(self, node: Node) -> int:
         """float32 values of scratch for each element of a tile."""
 
-    def unit(self, node: Node) -> int:
-        """Elements that are never parted between two stretches: 1, or those of a row."""
+    def room(self, node: Node) -> int:
+        """Elements that a stretch has to hold at least, whatever the memory budget: the greatest unit of its passes."""
 
     def surveys(self, node: Node) -> bool:
         """Whether the inputs are looked at before anything is computed: `prepare` then gives a survey."""

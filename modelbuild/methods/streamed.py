@@ -18,8 +18,8 @@ class Streamed:
         """As many float32 values for each element as `floats` says."""
         return self.floats
 
-    def unit(self, node: Node) -> int:
-        """A stretch may end anywhere."""
+    def room(self, node: Node) -> int:
+        """Any stretch will do."""
         return 1
 
     def surveys(self, node: Node) -> bool:
