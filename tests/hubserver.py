@@ -101,7 +101,7 @@ class Faults:
     listing: bytes | None = None
     """What is sent in the place of every listing."""
     hold: dict = field(default_factory=dict)
-    """Gates at which the sending of a file waits, after its first bytes."""
+    """Gates at which the sending of a file waits, in the middle of it."""
     range_header: str | None = None
     """What is told of a part of a file in the place of where it lies."""
 
@@ -349,11 +349,13 @@ class Handler(BaseHTTPRequestHandler):
         reset = bool(faults.reset_after.get(path))
         left = faults.reset_after.get(path) or faults.drop_after.get(path)
         end = min(stop, start + left.pop(0)) if left else stop
-        for at in range(start, end, STEP):
-            self.note.sent += min(STEP, end - at)
-            self.wfile.write(data[at : min(at + STEP, end)])
-            if gate := self.server.faults.hold.get(path):
+        gate = faults.hold.get(path)
+        step = (end - start) // 2 + 1 if gate else STEP
+        for at in range(start, end, step):
+            if gate and at > start:
                 gate.wait()
+            self.note.sent += min(step, end - at)
+            self.wfile.write(data[at : min(at + step, end)])
         if end < stop:
             self.close_connection = True
         if reset:

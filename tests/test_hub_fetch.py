@@ -15,7 +15,7 @@ from modelbuild.errors import SourceNotFound, VerificationFailed
 from modelbuild.report.terminal import Listener
 from modelbuild.sources import hashing
 from modelbuild.sources.fence import fence
-from modelbuild.sources.hub import fetch
+from modelbuild.sources.hub import download
 from modelbuild.sources.hub.files import HubFile, Snapshot, open_hub
 from modelbuild.sources.hub.names import HubName
 from modelbuild.sources.lockfile import read as read_lock
@@ -300,9 +300,15 @@ def test_a_lock_that_pins_other_digests_is_told_and_the_file_stays(one, hub):
     one.build()
     lock = one.root / "Modelfile.lock"
     (red,) = [file for file in read_lock(lock).sources["red"].files if file.name == RED]
-    lock.write_text(lock.read_text().replace(red.sha256, "1" * 64))
-    assert "is not the file that the lock pins" in failure(one)
-    assert not gone(hub)
+    good = lock.read_text()
+    for edited in (good.replace(red.sha256, "1" * 64), good.replace(f"size = {red.size}", f"size = {red.size + 1}")):
+        lock.write_text(edited)
+        told = failure(one, no_cache=True)
+        assert "is not the file that the lock pins" in told
+        assert "hint: `modelbuild lock --update red` takes what the Hub lists" in told
+        assert not gone(hub)
+    lock.write_text(good)
+    assert one.build()["m"].status == "fresh"
 
 
 # --- what is there already --------------------------------------------------------------------------------------------
@@ -412,12 +418,12 @@ def test_the_first_download_that_fails_ends_the_others(one, hub, monkeypatch):
         while not ended.is_set():
             try:
                 progress(1)
-            except fetch._Stopped:
+            except download._Stopped:
                 ended.set()
 
-    monkeypatch.setattr(fetch, "_fetch", failing)
+    monkeypatch.setattr(download, "_fetch", failing)
     door = open_hub(fence(one.root), Memory(one.cache))
     at = Snapshot(HubName("red", "org/red"), "0" * 40)
     with pytest.raises(SourceNotFound, match="first"):
-        fetch._download(door, [HubFile(at, name, 1) for name in "ab"], lambda nbytes: None)
+        download.download(door, [HubFile(at, name, 1) for name in "ab"], lambda nbytes: None)
     assert ended.is_set()
