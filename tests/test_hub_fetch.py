@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from hubserver import Gate
+from hubserver import PATIENCE, Gate
 
 from modelbuild.errors import SourceNotFound, VerificationFailed
 from modelbuild.report.terminal import Listener
@@ -155,7 +155,7 @@ def running(world, hub, *words):
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MODELBUILD_"))} | hub.env
     command = [sys.executable, "-m", "modelbuild", "build", *words]
     process = subprocess.Popen(command, cwd=world.root, env=env, stderr=subprocess.PIPE, text=True)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
     return process, gate
 
 
@@ -164,7 +164,7 @@ def test_a_build_that_is_stopped_while_it_downloads_leaves_nothing_that_is_used(
     one.plan()
     process, gate = running(one, hub)
     process.send_signal(getattr(signal, name))
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=PATIENCE)[1]
     gate.open.set()
     assert process.returncode == code
     assert "Traceback" not in told
@@ -203,7 +203,7 @@ def test_all_files_that_are_missing_are_downloaded_at_once(world, hub):
 
     class Meeting:
         def wait(self):
-            together.wait(60)
+            together.wait(PATIENCE)
 
     for path in hub.repos["org/red"].commits[hub.repos["org/red"].refs["main"]]:
         if path.endswith(".safetensors"):
@@ -412,7 +412,7 @@ def test_the_first_download_that_fails_ends_the_others(one, hub, monkeypatch):
 
     def failing(hub, file, progress):
         if file.path == "a":
-            assert begun.wait(60)
+            assert begun.wait(PATIENCE)
             raise SourceNotFound("first")
         begun.set()
         while not ended.is_set():

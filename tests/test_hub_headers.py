@@ -5,7 +5,7 @@ import resource
 import threading
 
 import pytest
-from hubserver import Sparse
+from hubserver import PATIENCE, Sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +109,7 @@ def test_headers_of_many_files_are_asked_for_together(hub, door):
 
     class Meeting:
         def wait(self):
-            together.wait(60)
+            together.wait(PATIENCE)
 
     files = {f"model-{n}.safetensors": weights(n, columns=256) for n in range(1, 5)}
     hub.put("org/m", files)
