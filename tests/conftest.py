@@ -61,6 +61,8 @@ def hub(tmp_path, monkeypatch):
     for flag in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"):
         monkeypatch.setattr(constants, flag, True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for timeout in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        monkeypatch.setattr(constants, timeout, hubserver.PATIENCE)
     yield server
     utils.close_session()
     server.shutdown()

@@ -25,6 +25,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".gguf", ".model")
 STEP = 2**16
+PATIENCE = 300
+"""Seconds that anything is waited for at most, on a machine that has much else to do."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Faults:
     listing: bytes | None = None
     """What is sent in the place of every listing."""
     hold: dict = field(default_factory=dict)
-    """Gates at which the sending of a file waits, after its first bytes."""
+    """Gates at which the sending of a file waits, in the middle of it."""
     range_header: str | None = None
     """What is told of a part of a file in the place of where it lies."""
 
@@ -113,9 +115,9 @@ class Gate:
         self.reached, self.open = threading.Event(), threading.Event()
 
     def wait(self):
-        """Waits until the gate is open, a minute at most."""
+        """Waits until the gate is open."""
         self.reached.set()
-        self.open.wait(60)
+        self.open.wait(PATIENCE)
 
 
 @dataclass
@@ -158,7 +160,9 @@ class HubServer(ThreadingHTTPServer):
     def env(self):
         """The variables of a client that talks to this server and has its cache beside it."""
         off = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_UPDATE_CHECK")
-        return {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), **dict.fromkeys(off, "1"), "HF_HUB_OFFLINE": "0"}
+        slow = dict.fromkeys(("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"), str(PATIENCE))
+        found = {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": "0"}
+        return found | slow | dict.fromkeys(off, "1")
 
     @property
     def cache(self):
@@ -206,7 +210,12 @@ class HubServer(ThreadingHTTPServer):
     def ended(self, piece):
         """Waits until the answers with this piece in their paths are over, whoever still listens."""
         with self.noted:
-            assert self.noted.wait_for(lambda: all(a.over for a in self.answers if piece in a.path), 60)
+            assert self.noted.wait_for(lambda: all(a.over for a in self.answers if piece in a.path), PATIENCE)
+
+    def waits_for(self, count):
+        """Waits until so many listings wait at their gate."""
+        with self.noted:
+            assert self.noted.wait_for(lambda: self.waiting == count, PATIENCE)
 
     def fresh(self):
         """Forgets the answers so far."""
@@ -295,7 +304,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.error(404, "RevisionNotFound", "Invalid rev id")
         assert query.get("blobs") == ["true"]
         if gate := self.server.faults.hold.get("listing"):
-            self.server.waiting += 1
+            with self.server.noted:
+                self.server.waiting += 1
+                self.server.noted.notify_all()
             gate.wait()
         if self.server.faults.listing is not None:
             return self.answer(200, self.server.faults.listing)
@@ -349,11 +360,13 @@ class Handler(BaseHTTPRequestHandler):
         reset = bool(faults.reset_after.get(path))
         left = faults.reset_after.get(path) or faults.drop_after.get(path)
         end = min(stop, start + left.pop(0)) if left else stop
-        for at in range(start, end, STEP):
-            self.note.sent += min(STEP, end - at)
-            self.wfile.write(data[at : min(at + STEP, end)])
-            if gate := self.server.faults.hold.get(path):
+        gate = faults.hold.get(path)
+        step = (end - start) // 2 + 1 if gate else STEP
+        for at in range(start, end, step):
+            if gate and at > start:
                 gate.wait()
+            self.note.sent += min(step, end - at)
+            self.wfile.write(data[at : min(at + step, end)])
         if end < stop:
             self.close_connection = True
         if reset:

@@ -191,12 +191,6 @@ def test_clean_leaves_what_another_modelfile_built(chain):
     assert not (chain.out / "third").exists()
 
 
-@pytest.mark.parametrize("option", ["--offline"])
-def test_options_of_later_versions_say_so(chain, option):
-    ran = chain.run("build", option)
-    assert (ran.returncode, ran.stderr) == (1, f"error: `{option}` is not built yet\n")
-
-
 @pytest.mark.parametrize("memory", ["1MB", "64MB"])
 def test_the_memory_budget_is_kept(chain, memory):
     assert 0 < chain.build(memory=memory, jobs=2).peak_tensor_bytes <= parse_size(memory)

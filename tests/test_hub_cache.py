@@ -159,9 +159,9 @@ def test_only_a_file_that_is_not_what_its_own_name_says_is_removed(hub, door):
     hub.put("org/m", {"model.safetensors": b"12345"})
     (file,) = list_repository(door, NAME).files.values()
     (brought,) = bring(door, [file])
-    cache.discard(door, file, brought.path, brought.sha256)
+    assert not cache.discard(door, file, brought.path, brought.sha256)
     assert cache.cached(door, file) == brought.path
-    cache.discard(door, file, brought.path, "0" * 64)
+    assert cache.discard(door, file, brought.path, "0" * 64)
     assert cache.cached(door, file) is None
     assert not os.path.lexists(cache.pointer(door.cache, file))
     assert not os.path.exists(brought.path)
@@ -175,7 +175,7 @@ def test_nothing_outside_the_cache_is_ever_removed(hub, door, tmp_path):
     link = cache.pointer(door.cache, file)
     os.makedirs(os.path.dirname(link))
     os.symlink(outside, link)
-    cache.discard(door, file, str(outside), "0" * 64)
+    assert cache.discard(door, file, str(outside), "0" * 64)
     assert outside.read_bytes() == b"54321"
     assert not os.path.lexists(link)
 

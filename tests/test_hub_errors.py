@@ -168,7 +168,7 @@ def test_a_hub_that_does_not_answer_in_time(one, hub, impatient, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     gate = hub.faults.hold["listing"] = Gate()
     assert "ReadTimeout" in told(one)
-    assert hub.waiting == 3
+    hub.waits_for(3)
     gate.open.set()
 
 

@@ -9,13 +9,13 @@ import threading
 import time
 
 import pytest
-from hubserver import Gate
+from hubserver import PATIENCE, Gate
 
 from modelbuild.errors import SourceNotFound, VerificationFailed
 from modelbuild.report.terminal import Listener
 from modelbuild.sources import hashing
 from modelbuild.sources.fence import fence
-from modelbuild.sources.hub import fetch
+from modelbuild.sources.hub import download
 from modelbuild.sources.hub.files import HubFile, Snapshot, open_hub
 from modelbuild.sources.hub.names import HubName
 from modelbuild.sources.lockfile import read as read_lock
@@ -155,7 +155,7 @@ def running(world, hub, *words):
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MODELBUILD_"))} | hub.env
     command = [sys.executable, "-m", "modelbuild", "build", *words]
     process = subprocess.Popen(command, cwd=world.root, env=env, stderr=subprocess.PIPE, text=True)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(PATIENCE)
     return process, gate
 
 
@@ -164,7 +164,7 @@ def test_a_build_that_is_stopped_while_it_downloads_leaves_nothing_that_is_used(
     one.plan()
     process, gate = running(one, hub)
     process.send_signal(getattr(signal, name))
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=PATIENCE)[1]
     gate.open.set()
     assert process.returncode == code
     assert "Traceback" not in told
@@ -203,7 +203,7 @@ def test_all_files_that_are_missing_are_downloaded_at_once(world, hub):
 
     class Meeting:
         def wait(self):
-            together.wait(60)
+            together.wait(PATIENCE)
 
     for path in hub.repos["org/red"].commits[hub.repos["org/red"].refs["main"]]:
         if path.endswith(".safetensors"):
@@ -300,9 +300,15 @@ def test_a_lock_that_pins_other_digests_is_told_and_the_file_stays(one, hub):
     one.build()
     lock = one.root / "Modelfile.lock"
     (red,) = [file for file in read_lock(lock).sources["red"].files if file.name == RED]
-    lock.write_text(lock.read_text().replace(red.sha256, "1" * 64))
-    assert "is not the file that the lock pins" in failure(one)
-    assert not gone(hub)
+    good = lock.read_text()
+    for edited in (good.replace(red.sha256, "1" * 64), good.replace(f"size = {red.size}", f"size = {red.size + 1}")):
+        lock.write_text(edited)
+        told = failure(one, no_cache=True)
+        assert "is not the file that the lock pins" in told
+        assert "hint: `modelbuild lock --update red` takes what the Hub lists" in told
+        assert not gone(hub)
+    lock.write_text(good)
+    assert one.build()["m"].status == "fresh"
 
 
 # --- what is there already --------------------------------------------------------------------------------------------
@@ -406,18 +412,18 @@ def test_the_first_download_that_fails_ends_the_others(one, hub, monkeypatch):
 
     def failing(hub, file, progress):
         if file.path == "a":
-            assert begun.wait(60)
+            assert begun.wait(PATIENCE)
             raise SourceNotFound("first")
         begun.set()
         while not ended.is_set():
             try:
                 progress(1)
-            except fetch._Stopped:
+            except download._Stopped:
                 ended.set()
 
-    monkeypatch.setattr(fetch, "_fetch", failing)
+    monkeypatch.setattr(download, "_fetch", failing)
     door = open_hub(fence(one.root), Memory(one.cache))
     at = Snapshot(HubName("red", "org/red"), "0" * 40)
     with pytest.raises(SourceNotFound, match="first"):
-        fetch._download(door, [HubFile(at, name, 1) for name in "ab"], lambda nbytes: None)
+        download.download(door, [HubFile(at, name, 1) for name in "ab"], lambda nbytes: None)
     assert ended.is_set()

@@ -5,7 +5,7 @@ import resource
 import threading
 
 import pytest
-from hubserver import Sparse
+from hubserver import PATIENCE, Sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +109,7 @@ def test_headers_of_many_files_are_asked_for_together(hub, door):
 
     class Meeting:
         def wait(self):
-            together.wait(60)
+            together.wait(PATIENCE)
 
     files = {f"model-{n}.safetensors": weights(n, columns=256) for n in range(1, 5)}
     hub.put("org/m", files)
@@ -257,7 +257,7 @@ def test_an_index_that_does_not_agree_with_the_headers_is_refused_by_the_plan(wo
         world.plan()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(10, 3000))
 def test_a_header_by_range_is_the_header_of_the_file(tmp_path_factory, count, columns, guess):
     """Whatever the first request was, and however it cut the header."""

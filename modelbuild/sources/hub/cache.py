@@ -104,17 +104,18 @@ def settle(path: str) -> None:
             os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - AGE_NS))
 
 
-def discard(hub: Hub, file: HubFile, path: str, digest: str) -> None:
+def discard(hub: Hub, file: HubFile, path: str, digest: str) -> bool:
     """Takes a file that is not what it should be out of the client's cache, so that it is downloaded again.
 
-    A blob that is what its own name says stays: then it was the Hub, or the lock, that told something else.
+    False for a blob that is what its own name says, which stays: the Hub, or the lock, told something else.
     """
     link = pointer(hub.cache, file)
     blob = os.path.join(os.path.dirname(link), os.readlink(link)) if os.path.islink(link) else link
     if os.path.basename(blob) == digest:
-        return
+        return False
     root = os.path.realpath(hub.cache) + os.sep
     for place in dict.fromkeys((link, os.path.normpath(blob), path)):
         if os.path.realpath(os.path.dirname(place) + os.sep).startswith(root[:-1]):
             with suppress(OSError):
                 os.unlink(place)
+    return True

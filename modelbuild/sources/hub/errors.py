@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,16 @@ def offline(files: list[HubFile], missing: int) -> SourceNotFound:
     hint = "without `--offline` and HF_HUB_OFFLINE it is downloaded"
     where = files[0].at.name.where
     return SourceNotFound(f"{show(files[0].shown)} is not on this machine", where=where, facts=facts + more, hint=hint)
+
+
+def another_file(file: HubFile, facts: Sequence[str], removed: bool = False) -> VerificationFailed:
+    """The error for a file that is not what the lock or the listing says; it may have been `removed` for that."""
+    said = "the lock pins" if file.at.pinned else "the Hub lists"
+    message, where = f"{show(file.shown)} is not the file that {said}", file.at.name.where
+    hint = f"`modelbuild lock --update {file.at.name.artifact}` takes what the Hub lists" if file.at.pinned else None
+    if removed:
+        hint = "it is not used; the next build downloads it again"
+    return VerificationFailed(message, where=where, facts=facts, hint=hint)
 
 
 def _placed(fault: Any, name: HubName) -> Any:

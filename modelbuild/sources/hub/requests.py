@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from modelbuild import __version__
-from modelbuild.errors import BuildFailed, SourceNotFound, VerificationFailed
+from modelbuild.errors import BuildFailed, SourceNotFound
 from modelbuild.sources.hub.cache import FILES_LIMIT
-from modelbuild.sources.hub.errors import told_as_ours
+from modelbuild.sources.hub.errors import another_file, told_as_ours
 from modelbuild.sources.hub.files import Entry, Hub, HubFile, Listing, Snapshot, listing
 from modelbuild.sources.hub.names import COMMIT, DEFAULT_REVISION, SHA256, HubName, is_safe
 from modelbuild.sources.strictjson import show
@@ -167,14 +167,7 @@ def _check_range(file: HubFile, told: str, start: int) -> None:
 def _check_size(file: HubFile, told: str | None) -> None:
     if told is not None and told.isdecimal() and int(told) != file.size:
         facts = [f"expected {file.size} bytes", f"it has   {told}"]
-        raise VerificationFailed(
-            f"{show(file.shown)} is not the file that {source_of(file)}", where=file.at.name.where, facts=facts
-        )
-
-
-def source_of(file: HubFile) -> str:
-    """Who says what the file is, with a verb."""
-    return "the lock pins" if file.at.pinned else "the Hub lists"
+        raise another_file(file, facts)
 
 
 def _checked(data: bytes, name: HubName) -> tuple[str, Mapping[str, Entry]]:
