@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickled import FOREVER, Tensor, forged, save
 
@@ -104,6 +104,7 @@ def test_padding_and_data_descriptors_may_lie_between_members(path):
     st.dictionaries(st.text("abc/._", min_size=1, max_size=6), st.binary(max_size=40), max_size=6),
     st.booleans(),
 )
+@settings(deadline=None)
 def test_stored_files_are_read_as_the_standard_library_reads_them(tmp_path_factory, contents, wide):
     path = tmp_path_factory.mktemp("zip") / "x"
     file = io.BytesIO()
@@ -241,6 +242,7 @@ def test_every_cut_of_a_file_of_torch_is_refused(path, tmp_path):
 
 
 @given(st.integers(0), st.binary(min_size=1, max_size=8))
+@settings(deadline=None)
 def test_bytes_written_over_a_file_are_refused_or_leave_members_inside_it(tmp_path_factory, position, other):
     path = tmp_path_factory.mktemp("zip") / "x"
     data = bytearray(whole())

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pickled import save
 
@@ -92,6 +92,7 @@ def strided(draw):
 
 
 @given(strided())
+@settings(deadline=None)
 def test_whatever_the_strides_and_pieces_the_bytes_are_those_in_order(tmp_path_factory, made):
     flat, view, piece = made
     folder = tmp_path_factory.mktemp("g")
