@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from modelbuild.artifact.recipe import artifact_data
-from modelbuild.errors import Where
+from modelbuild.errors import NotBuiltYet, Where
 from modelbuild.importing.load import load
 from modelbuild.importing.models import Folders
 from modelbuild.importing.translate import translate
 from modelbuild.modelfile.parse import load as load_modelfile
+from modelbuild.options import Options
+from modelbuild.report.terminal import Listener
+from modelbuild.resolved import values_with
 
 MIX = """\
 merge_method: linear
@@ -252,3 +255,26 @@ def test_the_modelfile_of_a_recipe_is_read_as_the_recipe_is(mix):
     ours, theirs = load_modelfile(str(mix.root / "Modelfile")), load(str(mix.root / "mix.yml"))
     assert ours.artifacts == theirs.artifacts
     assert (ours.notes, theirs.notes) == ((), (f"{mix.root}/{NOTE}",))
+
+
+def test_the_example_and_its_recipe_come_to_the_same_values_and_the_same_plan(world):
+    """At small scale, with vocabularies that differ as the real ones do; what is not built yet is refused alike."""
+    world.model("swallow", seed=1, layers=8, vocab=96).model("tulu", seed=2, layers=8)
+    folder = Path(__file__).parent.parent / "examples" / "superswallow"
+    hub = {"tokyotech-llm/Swallow-70b-instruct-hf": "swallow", "allenai/tulu-2-dpo-70b": "tulu"}
+    found = []
+    for file, prefix in (("Modelfile", "hf:"), ("superswallow.yml", "")):
+        text = (folder / file.replace("superswallow", "config")).read_text()
+        for address, local in hub.items():
+            assert prefix + address in text
+            text = text.replace(prefix + address, local)
+        world.path = world.root / file
+        world.modelfile(text)
+        values = values_with(Options(modelfile=str(world.path)), "superswallow", Listener())
+        try:
+            planned = world.plan()["superswallow"].key
+        except NotBuiltYet as error:
+            planned = [fault.message for fault in error.faults]
+        found.append((values, planned))
+    assert found[0] == found[1]
+    assert len(found[0][0].tensors) == 75
