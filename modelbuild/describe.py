@@ -13,7 +13,7 @@ from typing import Any
 from modelbuild.accounts import read_bytes
 from modelbuild.artifact.output import is_fresh, side_files
 from modelbuild.artifact.provenance import FILE as PROVENANCE
-from modelbuild.engine.pack import packing_memory
+from modelbuild.engine.pack import for_tensors, packing_memory
 from modelbuild.engine.program import Read, Run, compile_program
 from modelbuild.errors import UsageError
 from modelbuild.fetching import downloads, on_the_same_disk
@@ -175,7 +175,7 @@ def _alone(session: Session, nodes: Sequence[Node], names: Sequence[str]) -> lis
     ] + [
         f"`{name}` needs {show_bytes(needed)}"
         for name, node in zip(names, nodes, strict=True)
-        if node.outputs and (needed := packing_memory(node)) > budget
+        if node.outputs and (needed := packing_memory(node)) > for_tensors(budget)
     ]
 
 

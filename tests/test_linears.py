@@ -247,6 +247,12 @@ def test_a_layer_that_cannot_be_named_without_another_is_told():
     assert skip_entries(["a+b"], [], []) == ([], ["a+b"])
 
 
+@pytest.mark.parametrize("name", ["a(b", "(a+)+b", "[", "a b", "a|b", "ä"])
+def test_names_that_mean_something_as_regular_expressions_are_never_entries(name):
+    assert skip_entries([name, "z"], ["c"], ["lm_head"]) == (["lm_head", "z"], [name])
+    assert skip_entries(["z"], [name], []) == (["z"], [])
+
+
 def test_modules_that_have_other_names_in_memory_are_named_as_they_end_there():
     assert in_memory("language_model.model.layers.0.mlp.up_proj") == "language_model.layers.0.mlp.up_proj"
     assert in_memory("vision_tower.vision_model.encoder.layers.0.mlp.fc1") == "vision_tower.encoder.layers.0.mlp.fc1"

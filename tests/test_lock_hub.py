@@ -1,4 +1,4 @@
-"""The lock and its flags with sources on the Hub: what stays at its commit, what is looked up, and what is asked for."""
+"""The lock and its flags with sources on the Hub: what stays at its commit, what is looked up, what is asked for."""
 
 import json
 import shutil

@@ -80,6 +80,7 @@ def test_what_may_be_a_layer_or_an_embedding_is_left_alone_and_named(world):
     extra = {"time_embed_proj.weight": ("BF16", pico.narrow("BF16", np.ones((64, 64), np.float32)))}
     world.small("base", extra=extra).write(table("q", "base")).build()
     assert skipped(world) == ["lm_head", "time_embed_proj"]
+    assert world.plan().notes == ("q: `time_embed_proj`: no telling if it is a linear layer; left alone",)
     assert "time_embed_proj.weight" not in packed_names(world.out / "q")
 
 

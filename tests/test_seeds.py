@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from merging import MergeWorld, different, fma, rounded, same, widened
+from quantizing import saved
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LAYERS, ALPHA, RANK, WEIGHT = 40, 16, 8, 0.25
@@ -202,6 +203,14 @@ def test_building_an_example_again_does_nothing(first):
     world, _ = first
     again = world.build()
     assert (again["chronolima-airo"].status, again["chronolima-airo"].tensors.computed) == ("fresh", 0)
+
+
+def test_each_ends_in_four_bits_as_transformers_packs_the_merge(first, second, tmp_path):
+    for world, name in ((first[0], "chronolima-airo"), (second[0], "airolima-chronos")):
+        theirs = saved(world.out / name, tmp_path / name, "nf4-dq") / "model.safetensors"
+        assert (world.out / f"{name}-nf4" / "model.safetensors").read_bytes() == theirs.read_bytes()
+    counts = first[1]["chronolima-airo-nf4"].tensors
+    assert (counts.total, counts.computed) == (363, 280)
 
 
 def test_config_and_tokenizer_are_those_of_the_base(first):

@@ -1,4 +1,4 @@
-"""Shows what a model folder holds: its files, and how many tensors and parameters of which dtype.
+"""Shows what a model folder holds: its files, and how many tensors and elements of which dtype.
 
 usage: python show.py FOLDER
 """
@@ -27,7 +27,7 @@ def main() -> None:
                 dtypes[part.get_dtype()] += 1
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items()))
-    print(f"  {tensors} tensors ({kinds}), {parameters:,} parameters, {config['num_hidden_layers']} layers")
+    print(f"  {tensors} tensors ({kinds}), {parameters:,} elements, {config['num_hidden_layers']} layers")
 
 
 if __name__ == "__main__":

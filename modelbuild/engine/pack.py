@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from modelbuild.cache.nouns import Located
     from modelbuild.formats.base import Output
 
+_TILES = 8
+"""The part of the memory budget that tiles may take, as its divisor."""
+
 Places = tuple[tuple[int, int], ...]
 """Where the copies of an output go: descriptor and offset."""
 
@@ -78,6 +81,11 @@ def packing_memory(node: Node, program: Program | None = None) -> int:
     return node.inputs[0].nbytes + packer(node.operation).memory(node) + program.memory
 
 
+def for_tensors(memory: int) -> int:
+    """The part of the memory budget that whole tensors may take; the rest is for the tiles they come in."""
+    return memory - memory // _TILES
+
+
 class PackRunner:
     """Packs the tensors of `jobs`; `done` is called from a worker as each is complete, `step` with bytes made."""
 
@@ -93,7 +101,7 @@ class PackRunner:
         self._errors: list[BaseException] = []
         self._damaged: list[str] = []
         self._jobs: Iterator[PackJob] = iter(())
-        self._budget = Budget(limits.memory, self._stop)
+        self._budget = Budget(for_tensors(limits.memory), self._stop)
         self._threads = 1
         self.tally = Tally()
 
@@ -175,7 +183,7 @@ class PackRunner:
     def _stream(self, job: PackJob, whole: _Whole) -> int:
         """Fills `whole` with what goes into the job; how many elements of it are NaN or infinite."""
         made: list[Made] = []
-        limits = Limits(1, max(1, self._limits.memory // self._threads), TILE)
+        limits = Limits(1, max(1, self._limits.memory // (_TILES // 2) // self._threads), TILE)
         runner = Runner(self._files, limits, made.append)
         try:
             runner.run([Job(job.names, job.program, ((whole.make(job.program.node.nbytes), 0),))])

@@ -7,9 +7,14 @@ to a dot. The list takes the place of what it leaves alone by itself, so heads s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
+"""Names that mean next to nothing else as regular expressions."""
+
+Hit: TypeAlias = "Callable[[str], bool]"
+"""Whether transformers leaves a module of this name alone for an entry."""
 
 
 def skip_entries(left: Sequence[str], packed: Sequence[str], heads: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -18,19 +23,20 @@ def skip_entries(left: Sequence[str], packed: Sequence[str], heads: Sequence[str
     And the modules for which there is no such entry.
     """
     kept = [in_memory(module) for module in packed]
-    entries = list(heads)
+    entries: dict[str, Hit] = {head: _hit(head) for head in heads}
     lost = []
     for module in left:
         loaded = in_memory(module)
-        if any(_hits(entry, loaded) for entry in entries):
-            continue
-        fitting = (end for end in _ends(loaded) if not any(_hits(end, other) for other in kept))
-        entry = next(fitting, None)
-        if entry is None or not _PLAIN.fullmatch(entry):
+        if not _PLAIN.fullmatch(loaded):
             lost.append(module)
-        else:
-            entries.append(entry)
-    return entries, lost
+        elif not any(hit(loaded) for hit in entries.values()):
+            tried = ((end, _hit(end)) for end in _ends(loaded))
+            found = next(((end, hit) for end, hit in tried if not any(map(hit, kept))), None)
+            if found is None:
+                lost.append(module)
+            else:
+                entries[found[0]] = found[1]
+    return list(entries), lost
 
 
 def in_memory(module: str) -> str:
@@ -44,5 +50,6 @@ def _ends(module: str) -> Iterable[str]:
     return (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
 
 
-def _hits(entry: str, module: str) -> bool:
-    return module.endswith(entry) or bool(re.match(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))", module))
+def _hit(entry: str) -> Hit:
+    beginning = re.compile(rf"(?:{entry})(?:(?<=\.)|(?=\.|$))")
+    return lambda module: module.endswith(entry) or beginning.match(module) is not None

@@ -56,7 +56,7 @@ def plan(model: Model) -> Packing:
     packed = {f"{m}.weight": _pack(model, f"{m}.weight", m in found.transposed, block) for m in chosen}
     return Packing(packed, tuple(f"{m}.weight" for m in skipped), {
         "quantization_config": quantization_config(model.type, _doubled(model), entries)
-    }, _notes(model, chosen, found.transposed, block))  # fmt: skip
+    }, (*_doubts(found.unsure), *_notes(model, chosen, found.transposed, block)))  # fmt: skip
 
 
 def quantization_config(kind: str, double_quant: bool, skip: list[str] | None = None) -> dict[str, Any]:
@@ -123,6 +123,11 @@ def _check_blocks(model: Model, modules: list[str], block: int) -> None:
         more = [f"and {len(odd) - 5} more"] if len(odd) > 5 else []
         facts = [*odd[:5], *more, f"a block is {block} weights"] if block > 1 else [*odd[:5], *more]
         raise Unfit("has weights that do not divide into blocks", facts, "leave them alone: skip = [PATTERN]")
+
+
+def _doubts(unsure: tuple[str, ...]) -> tuple[str, ...]:
+    more = f", and {len(unsure) - 1} more" if unsure[1:] else ""
+    return tuple(f"`{name}`{more}: no telling if it is a linear layer; left alone" for name in unsure[:1])
 
 
 def _notes(model: Model, modules: list[str], transposed: frozenset[str], block: int) -> tuple[str, ...]:

@@ -242,9 +242,45 @@ def test_each_merge_computes_what_its_inputs_change(real):
 
 def test_going_to_another_weight_and_back_computes_only_what_is_new(real):
     before = real.bytes("nudged")
-    assert [artifact.status for artifact in real.build().artifacts] == ["fresh"] * 3
+    assert [artifact.status for artifact in real.build().artifacts] == ["fresh"] * 5
     there = real.edit("weight = 0.25", "weight = 0.5").build("nudged")["nudged"].tensors
     assert (there.computed, there.reused) == (12, 92)
     back = real.edit("weight = 0.5", "weight = 0.25").build("nudged")["nudged"].tensors
     assert (back.computed, back.reused) == (0, 104)
     assert real.bytes("nudged") == before
+
+
+# --- packed by bitsandbytes -------------------------------------------------------------------------------------------
+
+PACKED = {"nudged-int8": ("int8", None, 37), "nudged-nf4": ("nf4-dq", ["lm_head", "pooler.dense"], 36)}
+"""The mode of each, what its config says is left alone, and how many linear layers are packed."""
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_packed_model_still_does_its_work(real, reference, name):
+    folder = real.out / name
+    found = judge.verdict(reference, judge.embeddings(folder), judge.near(folder))
+    assert found.good
+    assert 0.95 < found.least < judge.verdict(reference, judge.embeddings(real.out / "nudged")).least
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_packed_model_has_the_bits_of_transformers(real, name, tmp_path):
+    from quantizing import packed_names, saved
+
+    mode, skip, count = PACKED[name]
+    theirs = pico.read_tensors(saved(real.out / "nudged", tmp_path / "theirs", mode, skip))
+    ours = real.tensors(name)
+    # A buffer that the model's file has and transformers makes anew is copied here.
+    assert ours.keys() - theirs.keys() == {"embeddings.position_ids"}
+    assert different({key: ours[key] for key in theirs}, theirs) == []
+    assert len(packed_names(real.out / name)) == count
+    settings = json.loads((real.out / name / "config.json").read_text())["quantization_config"]
+    assert settings["llm_int8_skip_modules"] == skip
+
+
+def test_packed_models_are_a_fraction_of_their_size(real):
+    sizes = {name: (real.out / name / "model.safetensors").stat().st_size for name in ("nudged", *PACKED)}
+    linear = 37 * 4 * 384 * 384  # at least: some layers are four times as large
+    assert sizes["nudged"] - sizes["nudged-int8"] > linear * 0.7
+    assert sizes["nudged-int8"] > sizes["nudged-nf4"]
