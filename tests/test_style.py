@@ -22,6 +22,7 @@ ROOMS = (
     "modelfile",
     "sources",
     "adapters",
+    "tokenizer",
     "plan",
     "kernels",
     "cache",

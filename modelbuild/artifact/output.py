@@ -47,7 +47,8 @@ def weights_layout(artifact: Planned, names: Sequence[str], shard_size: int | No
 def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tuple[str, ...]) -> SideFiles:
     """All files beside the weights. Raises SourceChanged where a source's config is not the one that was planned."""
     files: dict[str, bytes | str] = {name: file.path for name, file in artifact.side.files.items()}
-    made = {
+    made: dict[str, bytes | None] = {
+        **artifact.side.made,
         "config.json": config_json(artifact),
         "generation_config.json": generation_json(artifact),
         index_name(): index_json(weights_layout(artifact, list(artifact.tensors), plan.spec.settings.shard_size)),

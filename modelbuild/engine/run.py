@@ -14,6 +14,7 @@ import numpy as np
 
 from modelbuild.engine.block import Running
 from modelbuild.engine.budget import Budget, Cancelled
+from modelbuild.engine.gather import gather
 from modelbuild.engine.jobs import Damaged, Job, Made, Progress, Tally, start
 from modelbuild.engine.program import Program, Read, Run, compile_program, prepare
 from modelbuild.engine.writer import ALIGNED, Writer
@@ -158,8 +159,7 @@ class Runner:
             if isinstance(step, Read):
                 size = ITEMSIZE[step.node.dtype]
                 self._files.expect(step.node, step.located, part.start * size, (part.stop - part.start) * size)
-        kernels = self._kernels(progress, arena)
-        stretch = _Stretch(self._files, progress, part.start, arena, kernels)
+        stretch = _Stretch(self._files, progress, part.start, arena, self._kernels(progress, arena))
         written = 0
         width = _width(program, arena)
         for begin in range(part.start, part.stop, width):
@@ -178,7 +178,7 @@ class Runner:
             if progress.kernels is None:
                 program = progress.job.program
                 self._budget.take(program.memory)
-                progress.kernels = prepare(program, self._whole, partial(self._show, program, arena))
+                progress.kernels = self._prepare(program, arena)
             return progress.kernels
 
     def _show(self, program: Program, arena: Arena, run: Run, kernels: Mapping[int, Kernel], look: Look) -> None:
@@ -198,8 +198,7 @@ class Runner:
         program = compile_program(node, {})
         view = bytes_of(raw.view(np.uint8)) if node.count else memoryview(b"")
         arena = Arena(max(TILE, program.unit), program.slots, program.scratch)
-        kernels = prepare(program, self._whole, partial(self._show, program, arena))
-        stretch = _Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
+        stretch = _Stretch(self._files, start(Job((), program, ()), 1), 0, arena, self._prepare(program, arena))
         size, width = ITEMSIZE[node.dtype], _width(program, arena)
         for begin in range(0, node.count, width):
             end = min(begin + width, node.count)
@@ -207,7 +206,11 @@ class Runner:
         self._count(stretch.bytes_read, 0)
         return raw.reshape(node.shape)
 
-    def _count(self, read: int, written: int) -> None:
+    def _prepare(self, program: Program, arena: Arena) -> dict[int, Kernel]:
+        gathered = partial(gather, self._files, self._whole, self._count)
+        return prepare(program, self._whole, partial(self._show, program, arena), gathered)
+
+    def _count(self, read: int, written: int = 0) -> None:
         with self._lock:
             self.tally.read += read
             self.tally.written += written

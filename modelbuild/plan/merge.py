@@ -12,7 +12,9 @@ from modelbuild.plan.layout import Place, comes_last
 from modelbuild.plan.node import FLOATS, Node, cast, operation_node
 from modelbuild.plan.pattern import any_matches, matches
 from modelbuild.plan.planned import Decision, Planned, Side
+from modelbuild.plan.token_tensors import with_heads
 from modelbuild.plan.values import Level, Spot, greatest_layer, resolve
+from modelbuild.plan.vocabulary import Aligned, align
 
 RECOMPUTED = ("rotary_emb.inv_freq", ".attn.masked_bias")
 """Buffers that some old checkpoints hold and that loading recomputes: they need not be in every input."""
@@ -42,6 +44,8 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
 
     Raises BuildFailed with every misfit: missing or extra tensors, shapes, layer counts, refused parameters.
     """
+    aligned = align(spec, merge, with_heads(inputs, donor_name(merge)), donor_name(merge))
+    inputs = aligned.inputs
     misfits = Misfits(spec, merge, inputs)
     stretches = _stretches(merge, method, inputs, misfits)
     misfits.stop()
@@ -49,12 +53,12 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
     tensors: dict[str, Node] = {}
     decisions: dict[str, Decision] = {}
     for row in _rows(merge, inputs, stretches, misfits):
-        node, decision = _tensor(spec, merge, method, row, misfits)
+        node, decision = _tensor(spec, merge, method, row, misfits, aligned)
         tensors[row.name] = node
-        decisions[row.name] = decision
+        decisions[row.name] = aligned.told(decision)
     misfits.stop()
-    misfits.notes += idle_patterns(merge, tensors)
-    return Planned(merge.name, "merge", tensors, _side(merge, inputs, stretches), decisions, tuple(misfits.notes))
+    notes = (*aligned.notes, *misfits.notes, *idle_patterns(merge, tensors))
+    return Planned(merge.name, "merge", tensors, _side(merge, aligned.side, stretches), decisions, notes)
 
 
 def idle_patterns(merge: Merge, names: Iterable[str]) -> list[str]:
@@ -76,8 +80,7 @@ def donor_name(merge: Merge) -> str:
     return first[0].name
 
 
-def _side(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stretch]) -> Side:
-    side = inputs[donor_name(merge)].side
+def _side(merge: Merge, side: Side, stretches: Sequence[Stretch]) -> Side:
     layers = side.layers
     if merge.slices:
         chosen = [s.donor_start + i for s in stretches for i in range(s.count)]
@@ -276,10 +279,12 @@ def _check_points(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequen
 # --- one tensor -------------------------------------------------------------------------------------------------------
 
 
-def _tensor(spec: Spec, merge: Merge, method: Method, row: Row, misfits: Misfits) -> tuple[Node, Decision]:
+def _tensor(
+    spec: Spec, merge: Merge, method: Method, row: Row, misfits: Misfits, aligned: Aligned
+) -> tuple[Node, Decision]:
     inputs = misfits.inputs
     own = inputs[row.donor].tensors[row.own]
-    wanted = wanted_dtype(spec, merge, own)
+    wanted = wanted_dtype(spec, merge, aligned.original(own))
     asis = (cast(own, wanted), Decision(inputs=((row.donor, own.key),)))
     if not row.inputs or not is_merged(merge, row.name):
         return asis

@@ -16,6 +16,7 @@ from modelbuild.dtypes import ITEMSIZE as ITEMSIZE
 from modelbuild.methods._cast import VERSION as CAST
 
 if TYPE_CHECKING:
+    from modelbuild.plan.rows import RowMap
     from modelbuild.sources.content import SourceTensor
 
 Params = tuple[tuple[str, Field], ...]
@@ -26,7 +27,8 @@ class Node:
     """One tensor of the plan. Two nodes with the same key are the same bytes.
 
     `operation` is the name of a method's operation, or "source" for a tensor that exists already; then `source` says
-    where. `inputs` are in the order the operation defines. `free` nodes have no numerics class.
+    where. `inputs` are in the order the operation defines. `free` nodes have no numerics class. `rows` says, for the
+    operation of that name, which rows of the inputs make it; `params` have its digest.
     """
 
     key: str
@@ -38,6 +40,7 @@ class Node:
     shape: tuple[int, ...]
     source: SourceTensor | None = None
     numerics: str | None = None
+    rows: RowMap | None = None
 
     @property
     def count(self) -> int:
@@ -74,11 +77,12 @@ def operation_node(
     dtype: str,
     shape: tuple[int, ...],
     numerics: str | None = None,
+    rows: RowMap | None = None,
 ) -> Node:
     """The node of a computed tensor; `params` in the order the operation defines, part of the key as they are."""
     inputs_keys = tuple(node.key for node in inputs)
     key = identity("node/1", operation, version, params, inputs_keys, dtype, shape, numerics)
-    return Node(key, operation, version, params, inputs, dtype, shape, numerics=numerics)
+    return Node(key, operation, version, params, inputs, dtype, shape, numerics=numerics, rows=rows)
 
 
 def cast(node: Node, dtype: str) -> Node:
@@ -86,3 +90,8 @@ def cast(node: Node, dtype: str) -> Node:
     if node.dtype == dtype:
         return node
     return operation_node("cast", CAST, (), (node,), dtype, node.shape)
+
+
+def inputs_of(node: Node) -> list[Node]:
+    """The inputs of a node, and with them those of inputs whose rows are only in another order."""
+    return [*node.inputs, *(used for read in node.inputs if read.rows is not None for used in read.inputs)]
