@@ -133,9 +133,11 @@ def _gathered(node: Node, cached: Mapping[str, Located]) -> Mapping[str, Located
 
 def _held(step: Read | Run) -> int:
     """The bytes of inputs that are made whole in memory, since rows of them are read and nothing has stored them."""
-    if step.node.rows is None or isinstance(step, Read):
+    kept = None if isinstance(step, Read) else step.gathered
+    if kept is None:
         return 0
-    return sum(used.nbytes for used in step.node.inputs if used.operation != "source" and used.key not in step.gathered)
+    made = [used for used in step.node.inputs if used.operation != "source" and used.key not in kept]
+    return sum(used.nbytes for used in made)
 
 
 def _stored(node: Node, cached: Mapping[str, Located], fresh: bool) -> bool:
