@@ -39,7 +39,8 @@ def join(vocabulary: Vocabulary) -> Joined:
         return Joined(merges)
     if _is_cut_into_words(donor):
         return Joined(merges, True)
-    note = f"{len(lost)} of {len(vocabulary.new)} added tokens are never reached from text: other merges come first"
+    told = "new tokens are split even where they stand alone: merges of other models come first"
+    note = f"{len(lost)} of {len(vocabulary.new)} {told}"
     return Joined(merges, False, (note,))
 
 

@@ -53,7 +53,7 @@ def read_tokenizer(files: Mapping[str, bytes]) -> Tokenizer | None:
         kinds = {sentencepiece.UNIGRAM: "Unigram", sentencepiece.BPE: "BPE"}
         if model.kind not in kinds:
             raise Unreadable(f"its `{SPM}` is neither of kind BPE nor unigram")
-        return _plain(kinds[model.kind], tokens, files, settings, added)
+        return _plain(kinds[model.kind], tokens, files, settings, _roles(model) | added)
     if other := [name for name in files if name in OTHERS or name.endswith(".tiktoken")]:
         raise Unreadable(f"its tokenizer is in {show(other[0])} only", "save it with transformers, as tokenizer.json")
     return None
@@ -100,6 +100,16 @@ def _spm(files: Mapping[str, bytes]) -> sentencepiece.SentencePiece | None:
             # tiktoken's vocabularies go by the same name.
             return None
         raise Unreadable(f"its `{SPM}` {error}", "save it with transformers, as tokenizer.json") from None
+
+
+def _roles(model: sentencepiece.SentencePiece) -> dict[str, Mapping[str, Any]]:
+    """The pieces that are matched before anything else: those that no text becomes, and those that the user defined."""
+    special = (sentencepiece.UNKNOWN, sentencepiece.CONTROL)
+    return {
+        piece.text: {"content": piece.text, "id": number, "special": piece.type in special}
+        for number, piece in enumerate(model.pieces)
+        if piece.type in (*special, sentencepiece.USER_DEFINED)
+    }
 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -39,8 +39,10 @@ def write(vocabulary: Vocabulary) -> Written:
     if donor.fast is not None:
         made[FAST] = _text(_fast(vocabulary, joined))
     made |= _settings(vocabulary, joined)
-    if ADDED in donor.files or donor.fast is None:
-        made[ADDED] = _text(_in_order({token: vocabulary.tokens[token] for token in _added(vocabulary)}))
+    before = json.loads(donor.files.get(ADDED, b"{}"))
+    listed = [token for token in before if token not in vocabulary.lost] + list(vocabulary.added)
+    if (before or donor.fast is None) and listed:
+        made[ADDED] = _text(_in_order({token: vocabulary.tokens[token] for token in listed}))
     made |= _slow(vocabulary, joined, dropped, notes)
     if dropped:
         notes.append(f"{', '.join(f'`{name}`' for name in sorted(dropped))} cannot say the new vocabulary: left out")
@@ -135,7 +137,8 @@ def _slow(vocabulary: Vocabulary, joined: Joined, dropped: set[str], notes: list
             made[MERGES] = ("\n".join(lines) + "\n").encode()
     if WORDS in donor.files:
         made[WORDS] = ("\n".join(vocabulary.by_id) + "\n").encode()
-    if SPM in donor.files and (donor.spm is None or vocabulary.new.keys() - vocabulary.added.keys()):
+    plain = vocabulary.new.keys() - vocabulary.added.keys()
+    if SPM in donor.files and (donor.fast is None or donor.spm is None or plain):
         model, reason = extended(vocabulary)
         if model is not None:
             made[SPM] = serialise(model)
