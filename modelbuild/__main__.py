@@ -32,6 +32,9 @@ def _main() -> None:
     if (text := stamps.answer(sys.argv[1:])) is not None:
         print(text)
         return
+    from modelbuild import plain
+
+    plain.run(sys.argv[1:])
     from modelbuild.cli import run
 
     run()

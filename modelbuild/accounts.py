@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from modelbuild.engine.make import Outcome
 from modelbuild.plan.demand import Need, demand
 from modelbuild.plan.node import Node, inputs_of
 from modelbuild.result import ArtifactResult, Counts
 from modelbuild.session import Session
+
+if TYPE_CHECKING:
+    from modelbuild.engine.make import Outcome
 
 
 def first_result(session: Session, name: str, need: Need) -> ArtifactResult:
@@ -83,12 +86,16 @@ def settled(
     return done
 
 
-def nonfinite_notes(outcome: Outcome) -> tuple[str, ...]:
-    """A sentence for tensors that hold NaN or infinities."""
-    if not outcome.nonfinite:
-        return ()
-    names = [f"`{name}` ({count})" for name, count in sorted(outcome.nonfinite.items())]
-    return (f"NaN or infinite values in {first_five(names)}",)
+def warnings_of(outcome: Outcome) -> tuple[str, ...]:
+    """Sentences for tensors that hold NaN or infinities, and for what operations found amiss with their inputs."""
+    told = [
+        f"the inputs of {first_five([f'`{name}`' for name in sorted(names)])} are {text}"
+        for text, names in sorted(outcome.tally.warnings.items())
+    ]
+    if outcome.nonfinite:
+        names = [f"`{name}` ({count})" for name, count in sorted(outcome.nonfinite.items())]
+        told.append(f"NaN or infinite values in {first_five(names)}")
+    return tuple(told)
 
 
 def first_five(names: Sequence[str]) -> str:

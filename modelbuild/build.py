@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelbuild import stamps
-from modelbuild.accounts import first_result, made_counts, nonfinite_notes, settled
+from modelbuild.accounts import first_result, made_counts, settled, warnings_of
 from modelbuild.artifact.output import is_fresh, side_files, weights_layout
 from modelbuild.artifact.publish import Weights, recover, write_output
 from modelbuild.cache.nouns import Manifest
@@ -231,7 +231,7 @@ class Work:
             written=outcome.tally.written,
             reasons=() if outcome.found else before.reasons,
             seconds=time.monotonic() - started,
-            notes=(*before.notes, *notes, *nonfinite_notes(outcome)),
+            notes=(*before.notes, *notes, *warnings_of(outcome)),
         )
 
     def make(
@@ -249,7 +249,7 @@ class Work:
             self.listener.begin(artifact.name, "building", total)
             layout = weights_layout(artifact, names, session.spec.settings.shard_size if complete else None)
             outcome = make_weights(shop, artifact, names, key, layout, complete)
-        for note in nonfinite_notes(outcome):
+        for note in warnings_of(outcome):
             self.listener.say(f"warning: {artifact.name}: {note}")
         self.peak = max(self.peak, outcome.tally.peak)
         for node, seconds in outcome.tally.spent.items():

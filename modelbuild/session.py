@@ -13,13 +13,12 @@ from modelbuild.artifact.output import weights_key
 from modelbuild.artifact.overlap import own_places, refuse_overlaps, source_places
 from modelbuild.cache.records import Records
 from modelbuild.cache.store import LocalStore, open_store
-from modelbuild.engine.make import reachable
 from modelbuild.errors import NotBuiltYet
 from modelbuild.modelfile.check import not_built
 from modelbuild.modelfile.parse import load
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.options import Options
-from modelbuild.plan.demand import Need, demand
+from modelbuild.plan.demand import Need, demand, reachable
 from modelbuild.plan.explain import Cause, Explainer, Record, adapter_record, record
 from modelbuild.plan.graph import closure, make_plan, targets_of
 from modelbuild.plan.planned import Plan, Planned

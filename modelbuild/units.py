@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from fractions import Fraction
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -14,8 +13,9 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None or (found[3] and not found[2]):
         raise ValueError(f"`{text[:40]}` is not a size such as 5GB or 512MiB")
-    unit = math.prod([1024 if found[3] else 1000] * " KMGT".index(found[2].upper() or " "))
-    return int(Fraction(found[1]) * unit)
+    unit: int = math.prod([1024 if found[3] else 1000] * " KMGT".index(found[2].upper() or " "))
+    whole, _, digits = found[1].partition(".")
+    return int(whole + digits) * unit // int(10 ** len(digits))
 
 
 def show_bytes(count: int) -> str:

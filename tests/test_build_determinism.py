@@ -1,12 +1,14 @@
 """The same bytes on any number of threads, in any memory, tile size, hash seed and cache state.
 
-The Modelfile uses every method on inputs of three dtypes; what it builds is compared file by file with a first build.
+The Modelfile uses the methods of one pass on inputs of three dtypes; what it builds is compared file by file with a
+first build. tests/test_methods.py does the same for the others.
 """
 
 import sys
 from functools import partial
 
 import pytest
+from recipes import RECIPES
 from world import World
 
 from modelbuild import checksum
@@ -113,8 +115,9 @@ def assert_same(world, first):
         assert [file for file, data in found.items() if data != first[name][file]] == []
 
 
-def test_the_modelfile_uses_every_method_that_is_built(sources):
+def test_every_method_that_is_built_is_tried_here_or_in_test_methods(sources):
     used = {artifact.method for artifact in load(str(sources.path)).artifacts.values() if isinstance(artifact, Merge)}
+    used |= {recipe.method for recipe in RECIPES}
     assert used == {name for name, method in methods().items() if method.step is not None or method.takes == "adapters"}
 
 

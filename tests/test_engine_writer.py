@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelbuild.engine import writer as writers
-from modelbuild.engine.run import Arena
+from modelbuild.engine.stretch import Arena
 from modelbuild.engine.writer import ALIGNED, LEAST, Writer
 
 SIZE = 6 * LEAST

@@ -55,6 +55,14 @@ def test_planning_imports_neither_torch_nor_kernels_nor_the_hub_client(violet):
         assert packages(violet.imports(*words)) & HEAVY == set(), words
 
 
+def test_sources_that_are_remembered_load_nothing_to_hash_with(violet):
+    first = violet.imports("plan")
+    again = violet.imports("plan")
+    for found in (first, again):
+        assert "modelbuild.sources.hashing" in found
+        assert not {"modelbuild.kernels.sha256", "modelbuild.kernels.compile", "llvmlite"} & found
+
+
 def test_an_output_that_is_only_linked_again_imports_neither_torch_nor_kernels(violet):
     violet.run("build")
     (violet.out / "violet" / "config.json").unlink()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from modelbuild.errors import BuildFailed, SourceChanged, SourceNotFound
-from modelbuild.sources import hashing, memory
+from modelbuild.sources import hashing, lanes, memory
 from modelbuild.sources.content import SourceFile, Stamp
 from modelbuild.sources.hashing import Stretch, digests, hash_stretches
 from modelbuild.sources.memory import Contents, Memory
@@ -67,6 +67,106 @@ def test_digests_are_those_of_the_files_in_the_order_asked_for(
     assert [(file.name, file.path) for file in found] == files
     assert [file.sha256 for file in found] == [sha256(path) for _, path in files]
     assert [file.size for file in found] == [0, 1, 999, 1000, 1001, 30_000, 299, 300]
+
+
+@pytest.fixture
+def side_by_side(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many files were hashed at a time, with all of them hashed side by side where there are several a thread."""
+    sha256 = pytest.importorskip("modelbuild.kernels.sha256")
+    if sha256.lanes() is None:
+        pytest.skip("a processor without SHA instructions")
+    seen: list[int] = []
+    real = sha256.Lanes.update
+
+    def spy(self: object, states: Sequence[object], pieces: Sequence[memoryview]) -> None:
+        seen.append(len(states))
+        real(self, states, pieces)
+
+    monkeypatch.setattr(sha256.Lanes, "update", spy)
+    monkeypatch.setattr(lanes, "WORTH", 1)
+    return seen
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_digests_of_files_hashed_side_by_side_are_those_of_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side_by_side: list[int], threads: int
+) -> None:
+    monkeypatch.setattr(hashing, "SLICE", 1000)
+    monkeypatch.setattr(hashing, "BUFFER", 700)
+    sizes = (0, 1, 63, 64, 65, 999, 1000, 1001, 30_000, 30_000, 29_999, 5_000, 128)
+    files, told = make(tmp_path, *sizes), list[int]()
+    found = digests(files, Memory(tmp_path / "cache"), threads, told.append)
+    assert [file.sha256 for file in found] == [sha256(path) for _, path in files]
+    assert sum(told) == sum(sizes)
+    assert max(side_by_side) == 4
+
+
+def test_stretches_of_one_file_are_hashed_side_by_side_too(tmp_path: Path, side_by_side: list[int]) -> None:
+    ((name, path),) = make(tmp_path, 5000)
+    content, stamp = Path(path).read_bytes(), Memory(tmp_path).stamp(path, os.stat(path))
+    places = [(3, 700), (700, 705), (705, 4999), (4999, 4999)]
+    got: dict[int, str] = {}
+    hash_stretches([Stretch(name, path, stamp, *place) for place in places], 1, got.__setitem__)
+    assert got == {n: hashlib.sha256(content[start:stop]).hexdigest() for n, (start, stop) in enumerate(places)}
+    assert max(side_by_side) > 1
+
+
+def test_short_reads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side_by_side: list[int]) -> None:
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: real(file, [buffers[0][:37]], offset))
+    files = make(tmp_path, 1000, 1100, 1200)
+    found = digests(files, Memory(tmp_path / "cache"), 1)
+    assert [file.sha256 for file in found] == [sha256(path) for _, path in files]
+    assert side_by_side
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_file_that_changes_beside_others_is_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side_by_side: list[int], which: int
+) -> None:
+    monkeypatch.setattr(hashing, "SLICE", 640)
+    files = make(tmp_path, 3000, 3000, 3000)
+    edits(monkeypatch, lambda: os.truncate(files[which][1], 500), after=4)
+    with pytest.raises(SourceChanged, match=f"`{which}.bin` changed"):
+        digests(files, Memory(tmp_path / "cache", later), 1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_interrupt_stops_threads_that_hash_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side_by_side: list[int], threads: int
+) -> None:
+    monkeypatch.setattr(hashing, "SLICE", 64)
+
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        digests(make(tmp_path, *[1000] * 9), Memory(tmp_path / "cache"), threads, interrupt)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threads", "expected"),
+    [
+        ([lanes.WORTH] * 3, 2, True),
+        ([lanes.WORTH - 1] * 3, 2, False),
+        ([lanes.WORTH] * 2, 2, False),
+        ([10 * lanes.WORTH, *[1000] * 9], 1, False),
+        ([lanes.WORTH] * 2, 1, True),
+        ([10 * lanes.WORTH], 1, False),
+    ],
+)
+def test_side_by_side_is_for_threads_that_have_much_more_than_a_file_each(
+    sizes: list[int], threads: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelbuild.kernels import sha256 as kernel
+
+    chosen = kernel.Lanes()
+    monkeypatch.setattr(kernel, "lanes", lambda: chosen)
+    assert (lanes.fitting(sizes, threads) is chosen) == expected
+    monkeypatch.setattr(kernel, "lanes", lambda: None)
+    assert isinstance(lanes.fitting(sizes, threads), lanes.OneByOne)
 
 
 def test_progress_adds_up_to_the_bytes_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from typing import Any
 
 from modelbuild.digest import seal, unseal
@@ -35,7 +34,7 @@ class Records:
         """Replaces the record in one step."""
         os.makedirs(self._folder, exist_ok=True)
         path = self._path(kind, name)
-        scratch = f"{path}.{secrets.token_hex(4)}.new"
+        scratch = f"{path}.{os.urandom(4).hex()}.new"
         try:
             with open(scratch, "wb") as file:
                 # `dumps` rather than `dump`, which would not use the encoder in C.

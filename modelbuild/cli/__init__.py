@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from modelbuild.cli import building, cache, looking
-from modelbuild.cli.words import Debug, asked_for, leave
-from modelbuild.errors import BuildFailed, Fault, Interrupted, ModelbuildError, NotBuiltYet, UsageError, of_system
+from modelbuild.cli.words import Debug, option
+from modelbuild.ending import asked_for, end_with
+from modelbuild.errors import Fault, Interrupted, ModelbuildError, NotBuiltYet, UsageError
 
 app = typer.Typer(
     name="modelbuild",
@@ -30,7 +29,7 @@ for _look in (looking.methods, looking.schema, looking.env, looking.clean, looki
 @app.callback()
 def main(
     context: typer.Context,
-    file: Annotated[str, typer.Option("-f", "--file", help="The Modelfile.", envvar="MODELBUILD_FILE")] = "Modelfile",
+    file: Annotated[str, option("modelfile")] = "Modelfile",
     debug: Debug = False,
 ) -> None:
     """Build language-model weights the way a build system builds programs."""
@@ -39,31 +38,23 @@ def main(
 
 def run() -> NoReturn:
     """Runs the command line and exits with the documented code; errors are text on stderr, never a traceback."""
-    # A plan is a million objects that all stay: looking for garbage among them would take a third of its time.
-    gc.disable()
-    debug = asked_for("--debug", "MODELBUILD_DEBUG")
+    end_with(_parsed)
+
+
+def _parsed() -> Any:
+    """Parses the words and runs the command; what the parser has to say is raised as ours."""
     try:
         result = app(standalone_mode=False)
-    except ModelbuildError as error:
-        if debug:
-            raise
-        leave(error)
-    except (KeyboardInterrupt, typer.Abort):
-        leave(Interrupted("interrupted"))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if debug:
-            raise
-        leave(of_system(error))
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except Exception as error:
-        if debug:
-            raise
-        leave(_of_usage(error) if hasattr(error, "format_message") else _unforeseen(error))
+        if hasattr(error, "format_message") and not asked_for("--debug", "MODELBUILD_DEBUG"):
+            raise _of_usage(error) from None
+        raise
     if result == Interrupted.exit_code:
         # The parser ends in silence when it is interrupted.
-        leave(Interrupted("interrupted"))
-    sys.exit(result if isinstance(result, int) else 0)
+        raise KeyboardInterrupt
+    return result
 
 
 LATER = ("--locked", "--frozen", "--offline", "--record", "--update")
@@ -79,11 +70,6 @@ def _of_usage(error: Any) -> ModelbuildError:
     text, _, guess = error.format_message().partition(" Did you mean ")
     hint = f"did you mean {guess.replace(chr(39), '`')}" if guess else None
     return UsageError(text[:1].lower() + text[1:].rstrip("."), hint=hint)
-
-
-def _unforeseen(error: Exception) -> BuildFailed:
-    facts = [f"{type(error).__name__}: {error}"]
-    return BuildFailed("modelbuild went wrong", facts=facts, hint="`--debug` shows where; please report it")
 
 
 def _later(name: str, help_text: str) -> None:

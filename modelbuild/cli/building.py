@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Out, Set, options, show
+from modelbuild import plain
+from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Out, Set, option, options, show
 from modelbuild.errors import UsageError
 from modelbuild.options import DEFAULT_MEMORY
 
@@ -17,39 +18,22 @@ def build(
     as_json: Json = False,
     cache: Cache = None,
     out: Out = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Threads.", envvar="MODELBUILD_JOBS")] = None,
+    jobs: Annotated[int | None, option("jobs")] = None,
     memory: Memory = DEFAULT_MEMORY,
-    link: Annotated[
-        str | None, typer.Option("--link", help="How outputs show weights: ref, hard, copy.", envvar="MODELBUILD_LINK")
-    ] = None,
-    durability: Annotated[
-        str, typer.Option("--durability", help="Sync to disk: full, batch, none.", envvar="MODELBUILD_DURABILITY")
-    ] = "batch",
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Compute every tensor anew.", envvar="MODELBUILD_NO_CACHE")
-    ] = False,
-    require_cached: Annotated[
-        bool,
-        typer.Option(
-            "--require-cached", help="Stop at the first tensor to compute.", envvar="MODELBUILD_REQUIRE_CACHED"
-        ),
-    ] = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Build what can be built.", envvar="MODELBUILD_KEEP_GOING")
-    ] = False,
+    link: Annotated[str | None, option("link")] = None,
+    durability: Annotated[str, option("durability")] = "batch",
+    no_cache: Annotated[bool, option("no_cache")] = False,
+    require_cached: Annotated[bool, option("require_cached")] = False,
+    keep_going: Annotated[bool, option("keep_going")] = False,
     allow_path: AllowPath = False,
     overrides: Set = None,
 ) -> None:
     """Build the targets into build/NAME/."""
-    from modelbuild.build import run as run_build
-    from modelbuild.report.terminal import listener, show_result
-
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, link=link, durability=durability, no_cache=no_cache,
         require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, overrides=tuple(overrides or ()),
     )  # fmt: skip
-    result = run_build(made, names or (), listener())
-    show(result.as_json(), show_result(result), as_json)
+    plain.build(made, names or (), as_json)
 
 
 def plan(
@@ -63,15 +47,10 @@ def plan(
     overrides: Set = None,
 ) -> None:
     """Show what a build would compute, copy and reuse, and why."""
-    from modelbuild.describe import plan_with
-    from modelbuild.report.plan import show_plan
-    from modelbuild.report.terminal import listener
-
     made = options(
         context, cache=cache, out=out, memory=memory, allow_path=allow_path, overrides=tuple(overrides or ())
     )
-    result = plan_with(made, names or (), listener())
-    show(result.as_json(), show_plan(result), as_json)
+    plain.plan(made, names or (), as_json)
 
 
 def why(

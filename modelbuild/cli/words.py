@@ -1,62 +1,31 @@
-"""Words that several commands share: their options, and how results and errors are printed."""
+"""Words that several commands share: their options, and how results are printed."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from modelbuild.errors import ModelbuildError
+from modelbuild.ending import show as show
+from modelbuild.flags import FLAGS
 from modelbuild.options import Options
-from modelbuild.stamps import TRUE
+
+
+def option(name: str) -> Any:
+    """The option `name` of the table that both readers of command lines share."""
+    flag = FLAGS[name]
+    return typer.Option(*flag.words, help=flag.help, envvar=flag.variable)
+
 
 Names = Annotated[list[str] | None, typer.Argument(help="Artifacts; default: those that nothing else uses.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.", envvar="MODELBUILD_JSON")]
-Cache = Annotated[
-    str | None,
-    typer.Option("--cache", help="The cache folder; default: cache/ beside the Modelfile.", envvar="MODELBUILD_CACHE"),
-]
-Out = Annotated[
-    str | None,
-    typer.Option("--out", help="Build into DIR/NAME/; default: build/ beside the Modelfile.", envvar="MODELBUILD_OUT"),
-]
-AllowPath = Annotated[
-    bool,
-    typer.Option("--allow-path", help="Read sources outside the Modelfile's folder.", envvar="MODELBUILD_ALLOW_PATH"),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a value: merge.x.t=0.4. May be repeated.", envvar="MODELBUILD_SET"),
-]
-Memory = Annotated[
-    str, typer.Option("--memory", help="Budget for tensor data; libraries come on top.", envvar="MODELBUILD_MEMORY")
-]
+Json = Annotated[bool, option("as_json")]
+Cache = Annotated[str | None, option("cache")]
+Out = Annotated[str | None, option("out")]
+AllowPath = Annotated[bool, option("allow_path")]
+Set = Annotated[list[str] | None, option("overrides")]
+Memory = Annotated[str, option("memory")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.", envvar="MODELBUILD_DRY_RUN")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="MODELBUILD_DEBUG")]
-
-
-def asked_for(flag: str, variable: str) -> bool:
-    """Whether a flag stands on the command line or its variable is set; right before anything is parsed, too."""
-    return flag in sys.argv or os.environ.get(variable, "").lower() in TRUE
-
-
-def leave(error: ModelbuildError) -> NoReturn:
-    """Prints an error and exits with its code; with `--json` stdout gets it as data too."""
-    if asked_for("--json", "MODELBUILD_JSON"):
-        from modelbuild.result import Result, error_info
-
-        result = error.result or Result(0.0, (), (), error_info(error))
-        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
-    print(error.render(), file=sys.stderr)
-    sys.exit(error.exit_code)
-
-
-def show(data: Any, text: str, as_json: bool) -> None:
-    """Prints a result on stdout, as JSON or as text."""
-    print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+Debug = Annotated[bool, option("debug")]
 
 
 def options(context: typer.Context, **given: Any) -> Options:

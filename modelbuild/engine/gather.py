@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from modelbuild.cache.nouns import Located
     from modelbuild.engine.program import Run
-    from modelbuild.engine.run import Files
+    from modelbuild.engine.stretch import Files
     from modelbuild.kernels.rows import Rows
 
 

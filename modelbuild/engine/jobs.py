@@ -34,12 +34,16 @@ class Made:
 
 @dataclass(slots=True)
 class Tally:
-    """What a run did: bytes read and written, the greatest number of bytes held at once, seconds in kernels by key."""
+    """What a run did: bytes read and written, the greatest number of bytes held at once, seconds in kernels by key.
+
+    `warnings` are what operations found amiss with their inputs, with the tensors concerned.
+    """
 
     read: int = 0
     written: int = 0
     peak: int = 0
     spent: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
 
 
 class Damaged(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from modelbuild.engine.program import compile_program
 from modelbuild.engine.run import Limits, Runner
 from modelbuild.engine.writer import Writer
 from modelbuild.errors import BuildFailed, NotCached
+from modelbuild.plan.demand import reachable
 from modelbuild.plan.node import Node
 from modelbuild.plan.planned import Planned
 from modelbuild.sources.reader import LocalReader
@@ -159,6 +160,8 @@ def _run(
         tally.read += runner.tally.read
         tally.written += runner.tally.written
         tally.peak = max(tally.peak, runner.tally.peak)
+        for text, names in runner.tally.warnings.items():
+            tally.warnings.setdefault(text, []).extend(names)
         for key, seconds in runner.tally.spent.items():
             tally.spent[key] = tally.spent.get(key, 0.0) + seconds
 
@@ -177,18 +180,6 @@ def _jobs(
         places = tuple((fds[file], offset) for file, offset, _ in (layout.places[name] for name in same))
         jobs.append(Job(tuple(same), compile_program(by_key[key], cached, anew), places))
     return jobs
-
-
-def reachable(nodes: Iterable[Node]) -> set[str]:
-    """The keys of all computed nodes that the nodes come from, themselves included, and of source tensors they are."""
-    pending = list(nodes)
-    found = {node.key for node in pending}
-    while pending:
-        for used in pending.pop().inputs:
-            if used.key not in found and used.operation != "source":
-                found.add(used.key)
-                pending.append(used)
-    return found
 
 
 def _check_cached(name: str, nodes: Mapping[str, Node], cached: Collection[str]) -> None:

@@ -175,6 +175,7 @@ def prepare(
     program: Program,
     whole: Callable[[Node], NDArray[Any]],
     stream: Streaming,
+    warn: Callable[[str], None],
     gather: Callable[[Run], Sequence[Any]],
 ) -> dict[int, Kernel]:
     """The kernels of a program, by `Run.index`; `whole` gives an input whole, as raw elements in its shape, `gather`
@@ -189,16 +190,19 @@ def prepare(
         made = found.prepare(run.node, arrays)
         if found.surveys(run.node):
             show = partial(stream, run, dict(kernels))
-            made = finished(cast("Survey", made), show)
+            made = finished(cast("Survey", made), show, warn)
         kernels[run.index] = cast("Kernel", made)
     return kernels
 
 
-def finished(survey: Survey, stream: Callable[[Look], None]) -> Kernel:
+def finished(survey: Survey, stream: Callable[[Look], None], warn: Callable[[str], None]) -> Kernel:
     """The kernel that a survey ends in, after `stream` has shown the inputs to all that it wants them shown to."""
     while True:
         try:
             look = next(survey)
         except StopIteration as end:
             return cast("Kernel", end.value)
-        stream(look)
+        if isinstance(look, str):
+            warn(look)
+        else:
+            stream(look)

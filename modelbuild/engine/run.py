@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelbuild.engine.block import Running
 from modelbuild.engine.budget import Budget, Cancelled
 from modelbuild.engine.gather import gather
 from modelbuild.engine.jobs import Damaged, Job, Made, Progress, Tally, start
 from modelbuild.engine.program import Program, Read, Run, compile_program, prepare
-from modelbuild.engine.writer import ALIGNED, Writer
+from modelbuild.engine.stretch import LEAST_TILE, RAW, Arena, Files, Stretch, bytes_of, width_of
+from modelbuild.engine.writer import Writer
 from modelbuild.plan.node import ITEMSIZE, Node
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from modelbuild.cache.nouns import Located
     from modelbuild.methods.base import Kernel, Look
 
 TILE = 256 * 1024
 """Elements of a tile at most: with their inputs they stay in a processor's own cache."""
-
-LEAST_TILE = 4 * 1024
-NO_CHECKS: Mapping[int, Running] = MappingProxyType({})
-RAW = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
-
-
-class Files(Protocol):
-    """Where stored tensors are read from."""
-
-    def read(self, node: Node, located: Located | None, buffer: memoryview, offset: int) -> None:
-        """Fills `buffer` with the bytes of a stored tensor from `offset` on."""
-
-    def expect(self, node: Node, located: Located | None, offset: int, nbytes: int) -> None:
-        """Says that these bytes will be read soon."""
-
-    def clone(self, located: Located, descriptor: int, offset: int) -> bool:
-        """Shares a cached tensor's bytes with another file, where the file system can; whether it could."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +139,10 @@ class Runner:
             if isinstance(step, Read):
                 size = ITEMSIZE[step.node.dtype]
                 self._files.expect(step.node, step.located, part.start * size, (part.stop - part.start) * size)
-        stretch = _Stretch(self._files, progress, part.start, arena, self._kernels(progress, arena))
+        kernels = self._kernels(progress, arena)
+        stretch = Stretch(self._files, progress, part.start, arena, kernels)
         written = 0
-        width = _width(program, arena)
+        width = width_of(program, arena)
         for begin in range(part.start, part.stop, width):
             if self._stop.is_set():
                 return
@@ -178,13 +159,13 @@ class Runner:
             if progress.kernels is None:
                 program = progress.job.program
                 self._budget.take(program.memory)
-                progress.kernels = self._prepare(program, arena)
+                progress.kernels = self._prepare(program, arena, partial(self._warn, progress.job.names))
             return progress.kernels
 
     def _show(self, program: Program, arena: Arena, run: Run, kernels: Mapping[int, Kernel], look: Look) -> None:
         """Streams the inputs of one step past a look, from the first element to the last."""
-        stretch = _Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
-        steps, width = program.before(run), _width(program, arena)
+        stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
+        steps, width = program.before(run), width_of(program, arena)
         for begin in range(0, program.node.count, width):
             if self._stop.is_set():
                 raise Cancelled
@@ -192,30 +173,35 @@ class Runner:
             views = stretch.fill(steps, begin, end)
             look(begin, end, [views[slot] for slot in run.inputs], arena.scratch)
 
+    def _warn(self, names: Sequence[str], text: str) -> None:
+        with self._lock:
+            self.tally.warnings.setdefault(text, []).extend(names)
+
     def _whole(self, node: Node) -> NDArray[Any]:
         """A tensor whole in memory, as raw elements in its shape."""
         raw = np.empty(node.count, RAW[node.dtype])
         program = compile_program(node, {})
         view = bytes_of(raw.view(np.uint8)) if node.count else memoryview(b"")
         arena = Arena(max(TILE, program.unit), program.slots, program.scratch)
-        stretch = _Stretch(self._files, start(Job((), program, ()), 1), 0, arena, self._prepare(program, arena))
-        size, width = ITEMSIZE[node.dtype], _width(program, arena)
+        kernels = self._prepare(program, arena, lambda text: None)
+        stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
+        size, width = ITEMSIZE[node.dtype], width_of(program, arena)
         for begin in range(0, node.count, width):
             end = min(begin + width, node.count)
             view[begin * size : end * size] = stretch.tile(begin, end)
         self._count(stretch.bytes_read, 0)
         return raw.reshape(node.shape)
 
-    def _prepare(self, program: Program, arena: Arena) -> dict[int, Kernel]:
+    def _prepare(self, program: Program, arena: Arena, warn: Callable[[str], None]) -> dict[int, Kernel]:
         gathered = partial(gather, self._files, self._whole, self._count)
-        return prepare(program, self._whole, partial(self._show, program, arena), gathered)
+        return prepare(program, self._whole, partial(self._show, program, arena), warn, gathered)
 
     def _count(self, read: int, written: int = 0) -> None:
         with self._lock:
             self.tally.read += read
             self.tally.written += written
 
-    def _finish(self, progress: Progress, stretch: _Stretch, written: int) -> None:
+    def _finish(self, progress: Progress, stretch: Stretch, written: int) -> None:
         self._count(stretch.bytes_read, written * len(progress.job.places))
         with self._lock:
             for key, seconds in stretch.spent.items():
@@ -238,93 +224,6 @@ class Runner:
                 self._damaged += bad
             return
         self._done(Made(progress.job, progress.blocks.checksum(), progress.nonfinite))
-
-
-class Arena:
-    """A worker's buffers, kept for life: `slots` of four bytes an element, and float32 scratch."""
-
-    def __init__(self, tile: int, slots: int, scratch: int) -> None:
-        self.tile = tile
-        self.slots = [_aligned(tile * 4) for _ in range(slots)]
-        self.scratch = np.empty(max(1, tile * scratch), np.float32)
-
-
-def _aligned(nbytes: int) -> NDArray[np.uint8]:
-    """Memory from which can be written past the page cache."""
-    raw = np.empty(nbytes + ALIGNED, np.uint8)
-    start = -raw.ctypes.data % ALIGNED
-    return raw[start : start + nbytes]
-
-
-class _Stretch:
-    """Works through one part of a tensor in order, keeping checksums of what it reads from the cache and makes."""
-
-    def __init__(self, files: Files, progress: Progress, begin: int, arena: Arena, kernels: Any) -> None:
-        program = progress.job.program
-        self._files = files
-        self._program = program
-        self._arena = arena
-        self._kernels = kernels
-        self.bytes_read = 0
-        self.nonfinite = 0
-        self.spent: dict[str, float] = {}
-        dtype = program.node.dtype
-        self._out = Running(progress.blocks, begin * ITEMSIZE[dtype], program.node.nbytes)
-        self._count_nonfinite = _nonfinite_counter(dtype)
-        self._reads = {}
-        for index, blocks in progress.reads.items():
-            node = program.steps[index].node
-            self._reads[index] = Running(blocks, begin * ITEMSIZE[node.dtype], node.nbytes)
-
-    def tile(self, begin: int, end: int) -> memoryview:
-        """The bytes of elements [begin, end), in a slot that the next call overwrites."""
-        views = self.fill(self._program.steps, begin, end, self._reads)
-        made = bytes_of(self._arena.slots[self._program.result][: (end - begin) * ITEMSIZE[self._program.node.dtype]])
-        self._out.update(made)
-        if self._count_nonfinite is not None:
-            self.nonfinite += self._count_nonfinite(views[self._program.result])
-        return made
-
-    def fill(
-        self, steps: Sequence[Read | Run], begin: int, end: int, checks: Mapping[int, Running] = NO_CHECKS
-    ) -> dict[int, NDArray[Any]]:
-        """What the slots hold once `steps` have made elements [begin, end); reads with `checks` go through them."""
-        views: dict[int, NDArray[Any]] = {}
-        for step in steps:
-            size = ITEMSIZE[step.node.dtype]
-            raw = self._arena.slots[step.slot][: (end - begin) * size]
-            if isinstance(step, Read):
-                data = bytes_of(raw)
-                self._files.read(step.node, step.located, data, begin * size)
-                self.bytes_read += len(data)
-                if step.index in checks:
-                    checks[step.index].update(data)
-                views[step.slot] = raw.view(RAW.get(step.node.dtype, np.uint8))
-                continue
-            out = raw.view(RAW[step.node.dtype])
-            self._compute(step, begin, end, views, out)
-            views[step.slot] = out
-        return views
-
-    def _compute(self, step: Run, begin: int, end: int, views: dict[int, NDArray[Any]], out: NDArray[Any]) -> None:
-        inputs = [views[slot] for slot in step.inputs]
-        started = time.perf_counter()
-        self._kernels[step.index](begin, end, inputs, out, self._arena.scratch)
-        key = step.node.key
-        self.spent[key] = self.spent.get(key, 0.0) + time.perf_counter() - started
-
-
-def _nonfinite_counter(dtype: str) -> Callable[[NDArray[Any]], int] | None:
-    if dtype not in RAW:
-        return None
-    from modelbuild.kernels.convert import nonfinite
-
-    return lambda raw: nonfinite(raw, dtype)
-
-
-def bytes_of(raw: NDArray[np.uint8]) -> memoryview:
-    """The bytes of an array, without copying."""
-    return raw.data
 
 
 def _part_count(program: Program) -> int:
@@ -351,13 +250,3 @@ def _tile_size(jobs: Sequence[Job], threads: int, limits: Limits) -> tuple[int, 
         tile //= 2
     tile = max([tile, *(job.program.unit for job in jobs)])
     return tile, tile * widest * threads
-
-
-def _width(program: Program, arena: Arena) -> int:
-    """Elements of a stretch: as many as fit a tile, in whole units.
-
-    Elements of 8 bytes, which are only ever copied, go by half tiles: slots hold 4 bytes an element.
-    """
-    if ITEMSIZE[program.node.dtype] > 4:
-        return arena.tile // 2
-    return arena.tile - arena.tile % program.unit

@@ -63,6 +63,15 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
     return lambda function: Kernel(function, signature)
 
 
+class Written(Kernel):
+    """A loop whose function gives the text of an LLVM module with a function of the name that it is handed."""
+
+
+def written(signature: str) -> Callable[[Callable[[str], str]], Written]:
+    """Marks a function that writes a loop in LLVM's own language, for what numba cannot say."""
+    return lambda function: Written(function, signature)
+
+
 def inlined(function: Function) -> Function:
     """Marks a function that loops call; it is compiled into each of them."""
 
@@ -109,7 +118,9 @@ def _build(loop: Kernel) -> Callable[..., Any]:
 
 
 def _translate(loop: Kernel) -> native.Code:
-    """The loop as object code, by numba."""
+    """The loop as object code: by numba, or from what is written by hand, which takes no time worth announcing."""
+    if isinstance(loop, Written):
+        return native.assemble(loop.function(loop.symbol), loop.symbol, loop.signature)
     announce()
     from numba import cfunc
 

@@ -96,6 +96,16 @@ def emit(text: str, inner: str, symbol: str, signature: str) -> Code:
     return Code(symbol, signature, bytes(machine.emit_object(module)))
 
 
+def assemble(text: str, symbol: str, signature: str) -> Code:
+    """Object code from the text of a module with one function, `symbol`, written for this processor."""
+    import llvmlite.binding as llvm
+
+    machine = _machine()
+    module = llvm.parse_assembly(text)
+    module.verify()
+    return Code(symbol, signature, bytes(machine.emit_object(module)))
+
+
 def _drop_unused(module: LLVM, machine: LLVM) -> None:
     """Takes out of the module what cannot be reached from outside."""
     import llvmlite.binding as llvm

@@ -63,52 +63,6 @@ _GAMMA = _number("gamma", "input", 0.01, "share of the largest elements that is 
 _EPSILON = _number("epsilon", "input", 0.15, "half the spread of the probability of being kept", 0.0, 1.0)
 _ACTIVE = _number("epsilon", "merge", 1e-5, "a delta's element counts as changed above this", 0.0)
 
-_SPHERES = (
-    _announce(
-        "slerp",
-        "spherical interpolation from the base to one model",
-        "https://doi.org/10.1145/325334.325242",
-        "required",
-        (1, 1),
-        (_number("t", "merge", None, "0 is the base, 1 the model"),),
-    ),
-    _announce(
-        "nuslerp",
-        "spherical interpolation of two models, or of their deltas from a base",
-        "https://doi.org/10.1145/325334.325242",
-        "optional",
-        (2, 2),
-        (
-            WEIGHT,
-            _flag("flatten", True, "interpolate the tensor as one vector"),
-            _flag("row_wise", False, "interpolate row by row, not column by column"),
-        ),
-    ),
-    _announce(
-        "multislerp",
-        "weighted spherical mean of any number of models",
-        "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-        "optional",
-        (1, None),
-        (
-            WEIGHT,
-            _flag("normalize_weights", True, "divide the weights by their sum"),
-            _number("eps", "merge", 1e-8, "least norm that counts as a direction", 0.0),
-        ),
-    ),
-    _announce(
-        "karcher",
-        "the Riemannian mean of the models on the sphere",
-        "https://doi.org/10.1002/cpa.3160300502",
-        "none",
-        (1, None),
-        (
-            Parameter("max_iter", "merge", "integer", 10, "most iterations", 1),
-            _number("tol", "merge", 1e-5, "stop when the step is smaller", 0.0),
-        ),
-    ),
-)
-
 _VOTES = (
     _announce(
         "ties",
@@ -214,14 +168,6 @@ _VOTES = (
 
 _OTHERS = (
     _announce(
-        "model_stock",
-        "the point between base and the models' mean that their angles suggest",
-        "https://arxiv.org/abs/2403.19522",
-        "required",
-        (2, None),
-        (_flag("filter_wise", False, "one angle per row, not per tensor"),),
-    ),
-    _announce(
         "iso_c",
         "add the deltas and make the spectrum of the sum flat",
         "https://arxiv.org/abs/2502.04959",
@@ -261,5 +207,5 @@ _OTHERS = (
     ),
 )
 
-ANNOUNCED: tuple[Method, ...] = (*_SPHERES, *_VOTES, *_OTHERS)
+ANNOUNCED: tuple[Method, ...] = (*_VOTES, *_OTHERS)
 """The methods known but not built: `step` is None."""

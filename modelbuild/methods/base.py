@@ -103,9 +103,10 @@ class Look(Protocol):
         """Takes in elements [start, stop)."""
 
 
-Survey: TypeAlias = "Generator[Look, None, Kernel]"
+Survey: TypeAlias = "Generator[Look | str, None, Kernel]"
 """How an operation that has to know its inputs before it computes gets to know them: the inputs are streamed once past
-each `Look` that it yields, and it returns the kernel. It reads like the method's definition, pass by pass."""
+each `Look` that it yields, and it returns the kernel. It reads like the method's definition, pass by pass. A text that
+it yields is a warning, which completes the sentence "the inputs of `x` are …"."""
 
 
 class Operation(Protocol):

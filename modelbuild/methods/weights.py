@@ -67,6 +67,20 @@ def divisor_of(node: Node) -> float:
     return divisor([weight for weight in weights if isinstance(weight, (int, float))])
 
 
+def number_of(node: Node, name: str) -> float:
+    """A parameter of a node that is a number."""
+    value = node.param(name)
+    assert isinstance(value, (int, float))
+    return float(value)
+
+
+def numbers_of(node: Node, name: str) -> tuple[float, ...]:
+    """A parameter of a node that is a tuple of numbers."""
+    values = node.param(name)
+    assert isinstance(values, tuple)
+    return tuple(float(value) for value in values if isinstance(value, (int, float)))
+
+
 def _quarters(values: Sequence[float]) -> float:
     whole = len(values) - len(values) % 4
     sums = [_in_order(values[place:whole:4]) for place in range(4)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from modelbuild.modelfile.keys import Toml
 
@@ -20,6 +19,8 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
         if len(spellings) >= _MOST:
             break
     folded = word[: 2 * _LONGEST].casefold()
+    from difflib import get_close_matches  # only faults need it
+
     found = get_close_matches(folded, spellings, n=1, cutoff=0.6)
     return spellings[found[0]] if found else None
 

@@ -6,7 +6,7 @@ stored yet reads it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelbuild.methods.operations import operation
@@ -150,3 +150,15 @@ def kept_key(artifact: Planned, names: Sequence[str]) -> str:
     from modelbuild.digest import identity
 
     return identity("kept/1", tuple((name, artifact.tensors[name].key) for name in names))
+
+
+def reachable(nodes: Iterable[Node]) -> set[str]:
+    """The keys of all computed nodes that the nodes come from, themselves included, and of source tensors they are."""
+    pending = list(nodes)
+    found = {node.key for node in pending}
+    while pending:
+        for used in pending.pop().inputs:
+            if used.key not in found and used.operation != "source":
+                found.add(used.key)
+                pending.append(used)
+    return found

@@ -1,0 +1,76 @@
+"""A merge by each method, for what all of them have to hold: the same bytes anywhere, and mergekit's numbers."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A merge of fine-tuned models: our words, mergekit's, and how near the two have to be (× the tensor's rms).
+
+    `per_model` are the parameters of each model in turn. `same`: whether mergekit's result is the same by definition.
+    """
+
+    method: str
+    shared: dict = field(default_factory=dict)
+    per_model: tuple = ({}, {}, {})
+    based: bool = True
+    theirs: dict | None = None
+    tolerance: float = 1e-6
+    same: bool = True
+
+    @property
+    def id(self):
+        """A short name."""
+        return "-".join([self.method, *(f"{key}={value}" for key, value in self.shared.items())])
+
+    @property
+    def names(self):
+        """The models' names, without the base."""
+        return [f"m{i}" for i in range(len(self.per_model))]
+
+    def toml(self):
+        """The merge as a Modelfile has it."""
+        lines = ["[merge.m]", f'method = "{self.method}"']
+        lines += ['base = "base"'] if self.based else []
+        lines += [f"{key} = {_toml(value)}" for key, value in self.shared.items()]
+        entries = []
+        for name, own in zip(self.names, self.per_model, strict=True):
+            words = [f'model = "{name}"', *(f"{key} = {_toml(value)}" for key, value in own.items())]
+            entries.append(f"{{ {', '.join(words)} }}")
+        return "\n".join([*lines, f"models = [ {', '.join(entries)} ]", ""])
+
+    def mergekit(self):
+        """The parameters as mergekit has them."""
+        shared = dict(self.shared) if self.theirs is None else dict(self.theirs)
+        names = {name for own in self.per_model for name in own}
+        return shared | {name: [own[name] for own in self.per_model] for name in names}
+
+
+def _toml(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def weights(*values):
+    """A weight for each model."""
+    return tuple({"weight": value} for value in values)
+
+
+RECIPES = [
+    Recipe("slerp", {"t": 0.3}, ({},)),
+    Recipe("nuslerp", {}, weights(0.6, 0.4), theirs={"nuslerp_flatten": True}),
+    Recipe("nuslerp", {"flatten": False}, weights(0.6, 0.4), theirs={"nuslerp_flatten": False}),
+    Recipe(
+        "nuslerp",
+        {"flatten": False, "row_wise": True},
+        weights(0.6, 0.4),
+        based=False,
+        theirs={"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    ),
+    Recipe("multislerp", {}, weights(0.5, 0.3, 0.4)),
+    Recipe("multislerp", {"normalize_weights": False}, weights(0.5, 0.3, 0.4), based=False),
+    Recipe("karcher", {}, based=False),
+    Recipe("model_stock", {}),
+    Recipe("model_stock", {"filter_wise": True}),
+]
