@@ -104,9 +104,9 @@ def to_odd(values: Array) -> Array:
 
     What float32 does not hold lies between two neighbours; of these the one whose last bit is 1 is taken.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         near = values.astype(np.float32)
-    lost = values - near
+        lost = values - near
     even = near.view(np.uint32) & np.uint32(1) == 0
     towards = np.where(lost > 0, np.float32(np.inf), np.float32(-np.inf))
     return np.where((lost != 0) & even & np.isfinite(near), np.nextafter(near, towards), near)

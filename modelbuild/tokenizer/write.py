@@ -58,13 +58,13 @@ def _check_kinds(vocabulary: Vocabulary) -> None:
         kinds = [_kind(found.tokenizer) for found in (donor, member)]
         if kinds[0] != kinds[1]:
             hint = 'choose one of them: tokenizer = "base" or the name of an input'
-            raise Unreadable(f"`{donor.name}` has {kinds[0]} vocabulary, `{member.name}` {kinds[1]}", hint)
+            raise Unreadable(f"`{donor.name}` has {kinds[0]} for a vocabulary, `{member.name}` {kinds[1]}", hint)
 
 
 def _kind(tokenizer: Tokenizer) -> str:
     if tokenizer.kind == "BPE":
-        return "a BPE of bytes as" if tokenizer.byte_level else "a BPE of characters as"
-    return f"a {tokenizer.kind} as"
+        return "a BPE of bytes" if tokenizer.byte_level else "a BPE of characters"
+    return f"a {tokenizer.kind}"
 
 
 def _added(vocabulary: Vocabulary) -> dict[str, Mapping[str, Any]]:
