@@ -144,13 +144,8 @@ def test_the_first_models_merges_come_first_and_are_never_moved():
 
 def test_a_new_token_is_reached_across_the_other_models_merges():
     """The first model always joins c and d, so b·cd must be a way to bcd; where there is no cd, nothing changes."""
-    made = extend(
-        [("c", "d")],
-        [("b", "c"), ("bc", "d")],
-        {"b", "c", "d", "cd", "bc", "bcd"},
-        set("bcd") | {"bc", "bcd"},
-        {"bc", "bcd"},
-    )
+    known, theirs, new = {"b", "c", "d", "cd", "bc", "bcd"}, {"b", "c", "d", "bc", "bcd"}, {"bc", "bcd"}
+    made = extend([("c", "d")], [("b", "c"), ("bc", "d")], known, theirs, new)
     assert made == [("c", "d"), ("b", "c"), ("bc", "d"), ("b", "cd")]
     assert unreached(["bcd", "bc"], made) == []
     assert unreached(["bcd"], made[:3]) == ["bcd"]
@@ -274,13 +269,11 @@ def test_tokens_that_merges_of_others_split_are_counted(tmp_path, made):
     assert {tokens(own, text)[0] for text in split_now} <= set(lost)
 
 
-def test_words_that_are_known_to_neither_come_back_as_they_were(tmp_path, made):
-    for kind in ("bytes", "llama"):
-        _, both = joined(
-            tmp_path / kind if (tmp_path / kind).mkdir() else tmp_path / kind, made / f"{kind}-en", made / f"{kind}-de"
-        )
-        text = "zebra Ünïcødé 12345 犬 🦊"
-        assert both.decode(both(text)["input_ids"], skip_special_tokens=True).strip() == text
+@pytest.mark.parametrize("kind", ["bytes", "llama"])
+def test_words_that_are_known_to_neither_come_back_as_they_were(tmp_path, made, kind):
+    _, both = joined(tmp_path, made / f"{kind}-en", made / f"{kind}-de")
+    text = "zebra Ünïcødé 12345 犬 🦊"
+    assert both.decode(both(text)["input_ids"], skip_special_tokens=True).strip() == text
 
 
 # --- special tokens ---------------------------------------------------------------------------------------------------
@@ -456,7 +449,7 @@ def test_gaps_between_ids_are_filled_in_a_unigram_vocabulary(tmp_path):
 
 
 REFUSED = {
-    "bytes and characters": ("bytes-en", "llama-de", "has a BPE of bytes for a vocabulary, `llama-de` a BPE of characters"),
+    "bytes and characters": ("bytes-en", "llama-de", "a BPE of bytes for a vocabulary, `llama-de` a BPE of characters"),
     "bpe and unigram": ("llama-en", "unigram-de", "a BPE of characters for a vocabulary, `unigram-de` a Unigram"),
     "words and unigram": ("words-en", "unigram-de", "a WordPiece for a vocabulary"),
 }  # fmt: skip

@@ -148,3 +148,28 @@ def model(world, name, size, **options):
     """Writes the model `name` with that many rows beside the tokenizer that is in its folder."""
     pico.save_model(world.root / name, vocab=size, tokenizer=False, **{"layers": 1, "hidden": 8, **options})
     return world.age(name)
+
+
+def word_level(folder, words, special=("<unk>",), rows=None, **settings):
+    """A vocabulary of whole words in this order, specials first; how many rows a model of it has."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    named = [*special, *words]
+    fast = {
+        "version": "1.0",
+        "added_tokens": [{"id": n, "content": word, **flags, "special": True} for n, word in enumerate(special)],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {word: n for n, word in enumerate(named)}, "unk_token": "<unk>"},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(fast), encoding="utf-8")
+    config = {"unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast", **settings}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return rows or len(named)
+
+
+def world_of(world, names, **options):
+    """A model for each name, with the words that are given for it; options are those of `pico.save_model`."""
+    for seed, (name, words) in enumerate(names.items(), start=1):
+        size = word_level(world.root / name, words.split() if isinstance(words, str) else words)
+        model(world, name, size, **{"seed": seed, "dtype": "float32", **options})
+    return world
