@@ -321,6 +321,34 @@ def test_tied_heads_are_their_models_embeddings(tmp_path, tied, choice):
         assert np.array_equal(m["y"], used[1]["y"])
 
 
+def test_an_embedding_by_any_name_is_aligned_and_told_in_the_config(world):
+    """State-space models call it `embeddings` and their layers otherwise than transformers of text do."""
+    for seed, (name, words) in enumerate({"a": "x", "b": "x y"}.items(), start=1):
+        size = word_level(world.root / name, words.split())
+        table = pico.narrow("F32", np.random.default_rng(seed).standard_normal((size, 8)).astype(np.float32))
+        model(
+            world,
+            name,
+            size,
+            seed=seed,
+            dtype="float32",
+            drop=ENDS,
+            extra={"backbone.embeddings.weight": ("F32", table)},
+        )
+    made = world.made(LERP + 'tokenizer = "union"\n')
+    assert made["backbone.embeddings.weight"][1].shape == (3, 8)
+    assert world.config("m")["vocab_size"] == 3
+
+
+def test_a_bias_of_the_head_has_rows_too(world):
+    for seed, (name, words) in enumerate({"a": "x y", "b": "z x"}.items(), start=1):
+        size = word_level(world.root / name, words.split())
+        bias = np.arange(size, dtype=np.float32) + 10 * seed
+        model(world, name, size, seed=seed, dtype="float32", extra={"lm_head.bias": ("F32", bias)})
+    made = world.made(HALF + 'tokenizer = "union"\n')
+    assert made["lm_head.bias"][1].tolist() == [15, (11 + 22) / 2, 12, 21]
+
+
 def test_a_tied_model_may_store_its_head_all_the_same(world):
     for seed, name in enumerate("ab", start=1):
         drop = [HEAD] if name == "a" else []
@@ -486,6 +514,13 @@ def test_why_tells_that_the_vocabulary_changed(two):
     assert any(cause.startswith("rows of `b`") for cause in causes)
     assert any(cause.startswith("shape [6, 8] → [4, 8]") for cause in causes)
     assert two.why("m", "model.norm.weight").causes == ()
+
+
+def test_why_of_a_tensor_names_the_tensors_whose_rows_it_has(two):
+    two.merge(LERP + 'tokenizer = "union"\n').build()
+    steps = two.why("m", EMBED).steps
+    assert steps[0] == f"rows of {EMBED} from model.safetensors (F32 4×8)"
+    assert [step.split()[0] for step in steps] == ["rows", "rows", "rows", "rows", "rows", "rows", "lerp"]
 
 
 def test_a_build_without_anything_new_takes_rows_from_the_cache(two):

@@ -254,6 +254,7 @@ class _Aligner:
     def _side(self) -> Side:
         """The donor's side files with the tokenizer that was chosen."""
         side, chosen = self.inputs[self.donor].side, self.inputs[self.chosen].side
+        side = replace(side, vocabulary=self._rows(embedding(self.inputs[self.donor]) or ""))
         if self.chosen != self.donor:
             side = with_ids(with_tokenizer(side, chosen), self._donors(), self.vocabulary.tokens, chosen)
         if self.vocabulary.is_donors:

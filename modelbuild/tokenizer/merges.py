@@ -8,6 +8,7 @@ model goes on from there.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 Merge: TypeAlias = "tuple[str, str]"
@@ -42,8 +43,9 @@ def extend(
         token = left + right
         if joined and token in new and token not in done:
             done.add(token)
-            crossing = (pair for pair in all_splits(token, known) if pair[0] not in theirs or pair[1] not in theirs)
-            found.update(dict.fromkeys(crossing))
+            for pair in all_splits(token, known):
+                if pair[0] not in theirs or pair[1] not in theirs:
+                    found.setdefault(pair)
     return list(found)
 
 
@@ -55,10 +57,14 @@ def unreached(tokens: Iterable[str], merges: Sequence[Merge]) -> list[str]:
 
 def split(text: str, ranks: dict[Merge, int]) -> list[str]:
     """The text as BPE splits it; `ranks` are the places of the merges in their list."""
+    never = len(ranks)
     parts = list(text)
-    while len(parts) > 1:
-        best = min(range(len(parts) - 1), key=lambda i: ranks.get((parts[i], parts[i + 1]), len(ranks)))
-        if (parts[best], parts[best + 1]) not in ranks:
-            break
-        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    pairs = [ranks.get(pair, never) for pair in pairwise(parts)]
+    while pairs and (rank := min(pairs)) < never:
+        place = pairs.index(rank)
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        del pairs[place]
+        for near in (place - 1, place):
+            if 0 <= near < len(pairs):
+                pairs[near] = ranks.get((parts[near], parts[near + 1]), never)
     return parts

@@ -37,7 +37,7 @@ def write(vocabulary: Vocabulary) -> Written:
     notes = list(joined.notes)
     dropped = {name for name in donor.files if name in OTHERS or name.endswith(".tiktoken")}
     if donor.fast is not None:
-        made[FAST] = _text(_fast(vocabulary, joined))
+        made[FAST] = _long_text(_fast(vocabulary, joined))
     made |= _settings(vocabulary, joined)
     before = json.loads(donor.files.get(ADDED, b"{}"))
     listed = [token for token in before if token not in vocabulary.lost] + list(vocabulary.added)
@@ -127,7 +127,7 @@ def _slow(vocabulary: Vocabulary, joined: Joined, dropped: set[str], notes: list
     donor = vocabulary.donor.tokenizer
     made: dict[str, bytes] = {}
     if VOCAB in donor.files:
-        made[VOCAB] = _text(_in_order(vocabulary.tokens))
+        made[VOCAB] = _long_text(_in_order(vocabulary.tokens))
     if MERGES in donor.files:
         if any(" " in part for pair in joined.merges for part in pair):
             dropped |= {VOCAB, MERGES} & donor.files.keys()
@@ -159,3 +159,8 @@ def _in_order(tokens: Mapping[str, int]) -> dict[str, int]:
 
 def _text(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _long_text(value: object) -> bytes:
+    """A vocabulary on one line: indented, that would take longer than all the rest."""
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
