@@ -32,6 +32,8 @@ def _main() -> None:
     if (text := stamps.answer(sys.argv[1:])) is not None:
         print(text)
         return
+    # numpy is here to hold numbers: threads for its linear algebra would be started, spin, and find nothing to do.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from modelbuild import plain
 
     plain.run(sys.argv[1:])

@@ -20,16 +20,17 @@ from modelbuild.cache.nouns import Manifest
 from modelbuild.engine.make import Outcome, Workshop, make_weights
 from modelbuild.engine.run import Limits
 from modelbuild.errors import BuildFailed, Interrupted, ModelbuildError, of_system
-from modelbuild.locking import update_lock
+from modelbuild.fetching import fetch, here
+from modelbuild.locking import check_lock, settle_lock
 from modelbuild.options import Options, named
 from modelbuild.plan.demand import Need, kept_key
 from modelbuild.plan.graph import closure
 from modelbuild.plan.planned import Planned
+from modelbuild.recording import recorded_outputs
 from modelbuild.report.terminal import Listener
 from modelbuild.result import ArtifactResult, Counts, Result, error_info, shown_path
 from modelbuild.session import Session, open_session, open_spec, output_record
 from modelbuild.sources.hashing import available_threads
-from modelbuild.sources.lockfile import read as read_lock
 from modelbuild.units import parse_size
 
 
@@ -120,9 +121,9 @@ class Work:
         with self.telling_notes(), open_session(self.options, targets, self.listener) as session:
             self.store_notes = session.store.notes
             recover(self.options.out_root)
-            if not self.options.overrides:
-                # A lock that cannot be brought up to date in the end is better told at once.
-                read_lock(f"{self.options.modelfile}.lock")
+            # A lock that cannot be brought up to date in the end is better told at once.
+            check_lock(self.options, session.held, session.sources)
+            fetch(session, self.listener)
             self.announce(session)
             try:
                 self.make_all(session, self.workshop(session))
@@ -130,7 +131,7 @@ class Work:
                 self.results = settled(session, self.results, self.made, self.spent)
             if not self.broken:
                 session.store.sweep()
-                remember(session, self.asked, self.results, self.started_ns)
+                remember(session, self.asked, self.results, self.started_ns, self.listener)
 
     def make_all(self, session: Session, shop: Workshop) -> None:
         """Makes what is needed, in building order."""
@@ -267,7 +268,7 @@ class Work:
         record = write_output(
             path,
             Weights(session.store.path(manifest.key), manifest),
-            side.files,
+            here(side.files, artifact),
             key=side.key,
             edited_root=os.path.join(self.options.out_root, ".edited"),
             link=self.options.link,
@@ -282,10 +283,16 @@ class Work:
         return ("built", side.key, record.notes)
 
 
-def remember(session: Session, asked: Sequence[str], results: Mapping[str, ArtifactResult], started_ns: int) -> None:
+def remember(
+    session: Session,
+    asked: Sequence[str],
+    results: Mapping[str, ArtifactResult],
+    started_ns: int,
+    listener: Listener,
+) -> None:
     """Writes the lock, the records that `why` reads, what the cache must keep, and the stamp of a finished build."""
-    if not session.options.overrides:
-        update_lock(session.options, session.spec, session.plan.models, session.plan.adapters)
+    outputs = recorded_outputs(session, listener) if session.options.record else {}
+    lock = settle_lock(session.options, session.held, session.sources, outputs)
     for name, record in session.new_records.items():
         built = results.get(name)
         last = session.records.read("plan", name) or {}
@@ -296,4 +303,5 @@ def remember(session: Session, asked: Sequence[str], results: Mapping[str, Artif
     keys += [kept_key(session.plan.artifacts[name], need.kept) for name, need in session.needs.items() if need.kept]
     modelfile = os.path.realpath(session.options.modelfile)
     session.store.set_root(session.records.workspace, keys, modelfile, modelfile)
-    stamps.write(session, asked, results, started_ns)
+    if lock is not None:
+        stamps.write(session, asked, results, started_ns, lock)

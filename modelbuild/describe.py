@@ -15,6 +15,7 @@ from modelbuild.artifact.output import is_fresh, side_files
 from modelbuild.artifact.provenance import FILE as PROVENANCE
 from modelbuild.engine.program import Read, Run, compile_program
 from modelbuild.errors import UsageError
+from modelbuild.fetching import downloads, on_the_same_disk
 from modelbuild.modelfile.suggest import nearest
 from modelbuild.options import Options, named
 from modelbuild.plan.demand import Need
@@ -23,6 +24,7 @@ from modelbuild.plan.planned import Planned
 from modelbuild.report.terminal import Listener
 from modelbuild.result import Counts
 from modelbuild.session import Session, open_session, output_record
+from modelbuild.sources.content import SourceFile
 from modelbuild.units import parse_size, show_bytes
 
 
@@ -46,6 +48,7 @@ class ArtifactPlan:
     reasons: tuple[str, ...]
     alone: tuple[str, ...] = ()
     output: int = 0
+    download: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The artifact as it stands in `plan --json`."""
@@ -55,7 +58,7 @@ class ArtifactPlan:
             "key": self.key,
             "status": self.status,
             "tensors": self.tensors.as_json(),
-            "bytes": {"download": 0, "read": self.read, "write": self.write},
+            "bytes": {"download": self.download, "read": self.read, "write": self.write},
             "kept": {"tensors": self.kept, "reason": self.keep_reason},
             "reasons": list(self.reasons),
             "alone": list(self.alone),
@@ -72,6 +75,7 @@ class PlanResult:
     write: int
     peak: int
     free: int
+    download: int = 0
 
     def __getitem__(self, name: str) -> ArtifactPlan:
         """The plan of the artifact `name`; KeyError if it is not needed."""
@@ -82,7 +86,7 @@ class PlanResult:
         return {
             "artifacts": [artifact.as_json() for artifact in self.artifacts],
             "notes": list(self.notes),
-            "bytes": {"download": 0, "read": self.read, "write": self.write},
+            "bytes": {"download": self.download, "read": self.read, "write": self.write},
             "disk": {"peak": self.peak, "free": self.free},
         }
 
@@ -97,7 +101,9 @@ def plan(
 def plan_with(options: Options, targets: Sequence[str], listener: Listener) -> PlanResult:
     """What `build` would do, given all options as one."""
     with open_session(options, targets, listener) as session:
-        artifacts = tuple(_describe(session, name, need) for name, need in session.needs.items())
+        missing = downloads(session)
+        far = [file for files in missing.values() for file in files]
+        artifacts = tuple(_describe(session, name, need, missing[name]) for name, need in session.needs.items())
         write = sum(artifact.write for artifact in artifacts)
         copied = sum(artifact.output for artifact in artifacts) if _copies(options) else 0
         usage = os.statvfs(options.cache_root)
@@ -106,12 +112,13 @@ def plan_with(options: Options, targets: Sequence[str], listener: Listener) -> P
             (*session.plan.notes, *session.store.notes),
             sum(artifact.read for artifact in artifacts),
             write,
-            write + copied,
+            write + copied + on_the_same_disk(session, far),
             usage.f_bavail * usage.f_frsize,
+            sum(file.size for file in far),
         )
 
 
-def _describe(session: Session, name: str, need: Need) -> ArtifactPlan:
+def _describe(session: Session, name: str, need: Need, missing: Sequence[SourceFile]) -> ArtifactPlan:
     artifact = session.plan.artifacts[name]
     target = name in session.plan.targets
     reasons = session.reasons(name, need.computed)
@@ -134,6 +141,7 @@ def _describe(session: Session, name: str, need: Need) -> ArtifactPlan:
         reasons,
         tuple(_alone(session, [artifact.tensors[tensor] for tensor in need.computed], need.computed)),
         sum(node.nbytes for node in artifact.tensors.values()) if status in ("build", "link") else 0,
+        sum(file.size for file in missing),
     )
 
 
@@ -249,7 +257,8 @@ def _steps(node: Node) -> list[str]:
         shape = _shape(step.node)
         if isinstance(step, Read):
             assert step.node.source is not None
-            lines.append(f"read {step.node.source.name} from {step.node.source.file.name} ({step.node.dtype} {shape})")
+            source = step.node.source
+            lines.append(f"read {source.name} from {source.source_file.name} ({step.node.dtype} {shape})")
         elif isinstance(step, Run):
             params = ", ".join(f"{key} = {value!r}" for key, value in step.node.params)
             if step.node.rows is not None:

@@ -19,10 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from modelbuild.result import Result
+
+class AsJson(Protocol):
+    """What a command came to, as it stands in `--json`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,8 @@ class ModelbuildError(Exception):
     """The root of the tree: what a user can cause, never a traceback."""
 
     exit_code = 1
-    result: Result | None = None
-    """What a build came to before it failed, where it was a build that did."""
+    result: AsJson | None = None
+    """What a build came to before it failed, where it was a build that did, or what a comparison came to."""
 
     def __init__(
         self,

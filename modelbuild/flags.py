@@ -37,6 +37,10 @@ FLAGS = {
         Flag("require_cached", ("--require-cached",), "switch", "Stop at the first tensor to compute."),
         Flag("keep_going", ("--keep-going",), "switch", "Build what can be built."),
         Flag("allow_path", ("--allow-path",), "switch", "Read sources outside the Modelfile's folder."),
+        Flag("offline", ("--offline",), "switch", "Ask nothing of the Hub; use what was downloaded."),
+        Flag("locked", ("--locked",), "switch", "Stop if the lock would change (exit 3)."),
+        Flag("frozen", ("--frozen",), "switch", "Take everything as the lock has it, or stop."),
+        Flag("record", ("--record",), "switch", "Write what the outputs are into the lock."),
         Flag("overrides", ("--set",), "list", "Override a value: merge.x.t=0.4. May be repeated."),
     )
 }
@@ -45,9 +49,9 @@ FLAGS = {
 BEFORE = ("modelfile", "debug")
 """The options that stand before the command."""
 
-_PLAN = ("as_json", "cache", "out", "memory", "allow_path", "overrides")
+_PLAN = ("as_json", "cache", "out", "memory", "allow_path", "offline", "locked", "frozen", "overrides")
 COMMANDS = {
-    "build": (*_PLAN, "jobs", "link", "durability", "no_cache", "require_cached", "keep_going"),
+    "build": (*_PLAN, "jobs", "link", "durability", "no_cache", "require_cached", "keep_going", "record"),
     "plan": _PLAN,
 }
 """The options that stand behind a command."""

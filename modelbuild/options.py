@@ -31,11 +31,15 @@ class Options:
     require_cached: bool = False
     keep_going: bool = False
     allow_path: bool = False
+    offline: bool = False
+    locked: bool = False
+    frozen: bool = False
+    record: bool = False
     overrides: tuple[str, ...] = ()
     """`PATH=VALUE` strings, as `--set` takes them."""
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a size, a number of threads or a word that is none."""
+        """Raises UsageError for a size, a number of threads or a word that is none, and for options that exclude."""
         try:
             parse_size(self.memory)
         except ValueError as error:
@@ -46,6 +50,9 @@ class Options:
             raise UsageError(f"`--link {self.link}` is not known", hint="ref, hard or copy")
         if self.durability not in ("full", "batch", "none"):
             raise UsageError(f"`--durability {self.durability}` is not known", hint="full, batch or none")
+        if self.record and self.overrides:
+            hint = "write the value into the Modelfile, or leave out `--record`"
+            raise UsageError("what is built with `--set` is not recorded in the lock", hint=hint)
 
     @property
     def cache_root(self) -> str:

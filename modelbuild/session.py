@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,14 +18,16 @@ from modelbuild.modelfile.check import not_built
 from modelbuild.modelfile.parse import load
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.options import Options
+from modelbuild.pins import Found, Held, check_before, check_found, hold, pinned
 from modelbuild.plan.demand import Need, demand, reachable
 from modelbuild.plan.explain import Cause, Explainer, Record, adapter_record, record
 from modelbuild.plan.graph import closure, make_plan, targets_of
 from modelbuild.plan.planned import Plan, Planned
 from modelbuild.report.terminal import Listener
 from modelbuild.sources.content import SourceAdapter, SourceModel
-from modelbuild.sources.local import Request, resolve_sources
+from modelbuild.sources.lock import LockedSource
 from modelbuild.sources.memory import Memory
+from modelbuild.sources.resolve import Request, resolve_sources
 from modelbuild.stamps import workspace_id
 
 MOST_ALIKE = 3
@@ -37,6 +39,7 @@ class Session:
     """An open Modelfile. `plan` is made; `needs` and `explainer` are worked out when first asked for.
 
     `records` remember builds of this Modelfile, `outputs` what was written into the output folder, by whichever one.
+    `held` is the lock, and how strictly it is held to.
     """
 
     options: Options
@@ -45,6 +48,12 @@ class Session:
     records: Records
     outputs: Records
     plan: Plan
+    held: Held
+
+    @property
+    def sources(self) -> Found:
+        """Every source of the plan by name."""
+        return {**self.plan.models, **self.plan.adapters}
 
     def weights_key(self, artifact: Planned) -> str:
         """The key that the artifact's weight files have in the cache."""
@@ -140,18 +149,27 @@ def open_session(options: Options, targets: Sequence[str], listener: Listener) -
     store = open_store(options.cache_root, options.durability)
     records = Records(options.cache_root, workspace_id(options.modelfile, options.out_root))
     try:
+        held = hold(options, spec, closure(spec, chosen))
+        check_before(held)
         with store.shared(", ".join(chosen), listener.say):
-            plan = make_plan(spec, chosen, lambda requests: resolve(options, requests, listener))
+            plan = make_plan(spec, chosen, lambda requests: _resolve_held(options, held, requests, listener))
             refuse_overlaps(spec, chosen, options, source_places(plan, options))
-            yield Session(options, spec, store, records, outputs_of(options), plan)
+            yield Session(options, spec, store, records, outputs_of(options), plan, held)
     finally:
         store.close()
 
 
+def _resolve_held(options: Options, held: Held, requests: Sequence[Request], listener: Listener) -> Found:
+    """The sources that the requests name, held to the lock as the options ask for."""
+    found = resolve(options, requests, listener, pinned(held))
+    check_found(held, found)
+    return found
+
+
 def resolve(
-    options: Options, requests: Sequence[Request], listener: Listener
+    options: Options, requests: Sequence[Request], listener: Listener, locked: Mapping[str, LockedSource]
 ) -> dict[str, SourceModel | SourceAdapter]:
-    """The sources that the requests name, hashed where they are not known yet."""
+    """The sources that the requests name, hashed or asked for where they are not known; `locked` ones as locked."""
     memory = Memory(options.cache_root)
     folder = os.path.dirname(os.path.abspath(options.modelfile))
     with listener:
@@ -162,4 +180,7 @@ def resolve(
             allow_path=options.allow_path,
             threads=options.jobs,
             progress=listener.hashed,
+            locked=locked,
+            offline=options.offline,
+            say=listener.say,
         )

@@ -28,9 +28,22 @@ RACY_NS = 2_000_000_000
 COARSE_NS = 20_000_000
 """What the clock of a file system may be behind."""
 
-_OWN = {"MODELBUILD_CACHE", "MODELBUILD_KERNEL_CACHE", "MODELBUILD_OUT", "MODELBUILD_FILE", "MODELBUILD_ALLOW_PATH"}
+_OWN = {
+    "MODELBUILD_CACHE",
+    "MODELBUILD_KERNEL_CACHE",
+    "MODELBUILD_OUT",
+    "MODELBUILD_FILE",
+    "MODELBUILD_ALLOW_PATH",
+    "MODELBUILD_OFFLINE",
+}
 TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 """What a variable says to set a flag."""
+
+FALSE = frozenset({"0", "false", "f", "no", "n", "off"})
+"""What a variable says to leave a flag unset."""
+
+_HELD = {"MODELBUILD_LOCKED", "MODELBUILD_FROZEN"}
+"""Flags that make no difference where a stamp is believed: the lock is the one that the build left, and up to date."""
 
 
 def answer(arguments: Sequence[str]) -> str | None:
@@ -67,11 +80,18 @@ class Words(NamedTuple):
 def _parse(arguments: Sequence[str]) -> Words | None:
     """The few forms of `build` that a stamp can answer; None for all others."""
     environ = os.environ
-    if any(name.startswith("MODELBUILD_") and name not in _OWN for name in environ):
+    if any(name.startswith("MODELBUILD_") and name not in _OWN and not _harmless(name) for name in environ):
         return None
     given = {"-f": environ.get("MODELBUILD_FILE", "Modelfile")}
     given |= {"--cache": environ.get("MODELBUILD_CACHE", ""), "--out": environ.get("MODELBUILD_OUT", "")}
-    flags = {"--json": False, "--allow-path": environ.get("MODELBUILD_ALLOW_PATH", "").lower() in TRUE}
+    # Nothing is asked of the Hub here, so that `--offline` changes nothing.
+    flags = {
+        "--json": False,
+        "--offline": False,
+        "--locked": False,
+        "--frozen": False,
+        "--allow-path": environ.get("MODELBUILD_ALLOW_PATH", "").lower() in TRUE,
+    }
     names: list[str] = []
     rest = iter(arguments)
     for word in rest:
@@ -87,6 +107,11 @@ def _parse(arguments: Sequence[str]) -> Words | None:
         return None
     places = given["-f"], given["--cache"] or None, given["--out"] or None
     return Words(*places, flags["--allow-path"], flags["--json"], tuple(names[1:]))
+
+
+def _harmless(name: str) -> bool:
+    """Whether a variable is one of the flags that make no difference, and says what a flag's variable may say."""
+    return name in _HELD and os.environ[name].lower() in TRUE | FALSE
 
 
 def path_of(cache_root: str, workspace: str, targets: Sequence[str], allow_path: bool) -> str:
@@ -132,8 +157,17 @@ def facts(path: str, with_ctime: bool = False) -> list[int] | None:
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns if with_ctime else 0]
 
 
-def write(session: Session, asked: Sequence[str], results: Mapping[str, ArtifactResult], started_ns: int) -> None:
+def write(
+    session: Session,
+    asked: Sequence[str],
+    results: Mapping[str, ArtifactResult],
+    started_ns: int,
+    lock: Mapping[str, list[int] | None],
+) -> None:
     """Writes the stamp of a finished build, unless its options or a source's youth make it worthless.
+
+    `lock` are the facts of the lock, by path, that says what the build was made from: so a stamp answers for builds
+    that are held to their lock as well.
 
     What was edited while the build went on, after it was read, has to be seen by the next one: the stamp says what was
     read and written, and is not written where something is no longer that.
@@ -143,16 +177,15 @@ def write(session: Session, asked: Sequence[str], results: Mapping[str, Artifact
     options = session.options
     if options.overrides or options.no_cache or options.link:
         return
-    sources = [file for model in session.plan.models.values() for file in model.files]
-    sources += [file for model in session.plan.models.values() for file in model.side_files.values()]
-    sources += [file for adapter in session.plan.adapters.values() for file in adapter.files]
+    # What lies on the Hub is what the lock says, whether it is still on this machine or not.
+    sources = [file for source in _local(session).values() for file in source.files]
+    sources += [file for source in _local(session).values() for file in getattr(source, "side_files", {}).values()]
     if any(file.stamp.mtime_ns > started_ns - RACY_NS for file in sources):
         return
     found = {file.path: facts(file.path, True) for file in sources}
     links = _links(session)
     named = {os.path.dirname(path) for path in links} | {os.path.dirname(path) for path in found}
     folders = {folder: facts(folder, True) for folder in map(os.path.realpath, named)}
-    lock = os.path.abspath(f"{options.modelfile}.lock")
     outputs = _outputs(session)
     if outputs is None or any(_differs(file.stamp, found[file.path]) for file in sources):
         return
@@ -162,7 +195,7 @@ def write(session: Session, asked: Sequence[str], results: Mapping[str, Artifact
         "version": __version__,
         "modelfile": session.spec.digest,
         "folder": os.getcwd(),
-        "sources": [*sorted((found | folders).items()), (lock, facts(lock, True))],
+        "sources": sorted({**found, **folders, **lock}.items()),
         "links": [(path, real) for path, real in sorted(links.items()) if path != real],
         "outputs": sorted(outputs.items()),
         "artifacts": [_fresh(results[name]) for name in session.plan.targets],
@@ -174,12 +207,17 @@ def write(session: Session, asked: Sequence[str], results: Mapping[str, Artifact
     os.replace(scratch, path)
 
 
+def _local(session: Session) -> dict[str, SourceModel | SourceAdapter]:
+    """The sources that lie on this machine, by name."""
+    found: dict[str, SourceModel | SourceAdapter] = {**session.plan.models, **session.plan.adapters}
+    return {name: source for name, source in found.items() if source.commit is None}
+
+
 def _links(session: Session) -> dict[str, str]:
     """Every file of the sources under the path that the Modelfile names, with where links led to."""
     home = os.path.dirname(os.path.abspath(session.options.modelfile))
     links = {}
-    found: dict[str, SourceModel | SourceAdapter] = {**session.plan.models, **session.plan.adapters}
-    for name, source in found.items():
+    for name, source in _local(session).items():
         artifact = session.spec.artifacts[name]
         place = os.path.join(home, getattr(artifact, "source", ""), getattr(artifact, "subfolder", None) or "")
         files = [*source.files, *getattr(source, "side_files", {}).values()]

@@ -59,7 +59,7 @@ def test_exit_1_for_what_is_known_but_not_built_yet(world):
     assert ends(world, 1, "build").startswith(
         "error: `m` needs method `ties`, which this version does not build yet\n  --> Modelfile:7:1\n"
     )
-    for command in ("verify", "push", "import", "graph", "plot", "diff"):
+    for command in ("push", "import", "graph", "plot", "diff"):
         text = ends(world, 1, command, "m", "--whatever", "x")
         assert text == f"error: `modelbuild {command}` is not built yet\n"
 
@@ -282,12 +282,25 @@ def test_without_a_terminal_there_is_no_escape_code(world, words):
     assert "\x1b" not in ran.stdout + ran.stderr
 
 
-def on_a_terminal(world, *words, **env):
+IMPATIENT = """
+from modelbuild.report import terminal
+terminal.PATIENCE_SECONDS = {patience}
+from modelbuild.__main__ import command
+import os, sys
+if "rich" in sys.modules:
+    sys.exit("rich was imported before there was anything to draw")
+os._exit = lambda code: sys.exit(code + 77 * ({patience} > 0 and "rich" in sys.modules))
+command()
+"""
+"""A process that waits so many seconds before it draws the bar of a step."""
+
+
+def on_a_terminal(world, *words, patience=-1.0, **env):
     """What a command writes on stderr when that is a terminal."""
     import pty
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "modelbuild", *words]
+    command = [sys.executable, "-c", IMPATIENT.format(patience=patience), *words]
     environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm-256color"}
     done = subprocess.run(command, cwd=world.root, env=environment | env, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
@@ -310,6 +323,12 @@ def test_no_color_is_obeyed_on_a_terminal(world):
     told, printed = on_a_terminal(world, "build", "--no-cache", NO_COLOR="1")
     assert not colour.search(told)
     assert "\x1b" not in printed
+
+
+def test_a_step_that_is_soon_over_draws_no_bar_and_loads_nothing_to_draw_one_with(world):
+    told, printed = on_a_terminal(world, "build", "--no-cache", patience=1e9)
+    assert "\x1b" not in told + printed
+    assert printed.startswith("m: built")
 
 
 def test_a_reader_that_goes_away_is_no_traceback(world):
@@ -461,6 +480,8 @@ def test_a_cache_that_may_not_be_written_is_exit_2(open_world):
 def test_an_output_folder_that_may_not_be_written_is_one_error(open_world):
     open_world.out.mkdir()
     os.chmod(open_world.out, 0o555)
+    if os.geteuid() == 0:
+        os.chown(open_world.root, NOBODY, NOBODY)
     ran = as_nobody(open_world, *FAST, "--cache", "free")
     os.chmod(open_world.out, 0o755)
     assert ran.code == 1
@@ -469,13 +490,14 @@ def test_an_output_folder_that_may_not_be_written_is_one_error(open_world):
     assert str(open_world.out) in ran.stderr
 
 
-def test_a_lock_that_may_not_be_written_is_one_error_after_the_output_is_there(open_world):
+def test_a_lock_that_may_not_be_written_is_one_error_before_anything_is_computed(open_world):
     os.chmod(open_world.root, 0o555)
     ran = as_nobody(open_world, *FAST, "--cache", "free", "--out", "out")
     os.chmod(open_world.root, 0o755)
     assert ran.code == 1
     assert ran.stderr == ("error: the lock could not be written\n   |  `Modelfile.lock`: Permission denied\n")
-    assert (open_world.root / "out" / "m" / "model.safetensors").exists()
+    assert not (open_world.root / "out" / "m").exists()
+    assert not list((open_world.root / "free").glob("artifacts/*"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from threading import Barrier
 
@@ -177,6 +178,19 @@ def test_the_folder_names_versions_sources_and_processor():
     one, two = (diskcache.processor_name("x86_64", "zn/ver5", features) for features in ("+avx", "+avx,+avx512f"))
     assert one != two
     assert "/" not in one
+
+
+def test_versions_are_those_that_the_installed_packages_have(monkeypatch, tmp_path):
+    from importlib.metadata import version
+
+    packages = ("numba", "llvmlite", "numpy", "pytest")
+    assert [diskcache.installed(package) for package in packages] == [version(package) for package in packages]
+    for name in ("numba-1.dist-info", "numba-2.dist-info"):
+        (tmp_path / name).mkdir()
+    spec = ModuleSpec("numba", None, origin=str(tmp_path / "numba" / "__init__.py"))
+    for found in (spec, None):
+        monkeypatch.setattr(diskcache, "find_spec", lambda package, found=found: found)
+        assert diskcache.installed("numba") == version("numba"), "two folders, or none, say nothing"
 
 
 def test_the_root_is_the_users_cache_folder_unless_one_is_named(monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from modelbuild.sources.lock import (
     LockedFile,
     LockedOutput,
     LockedSource,
+    check_writable,
     differences,
     from_sources,
     render,
@@ -91,6 +93,25 @@ def test_files_are_read_back_in_the_order_of_their_names() -> None:
     assert [file.name for file in back(TEXT).sources["chronos"].files] == ["config.json", "model.safetensors"]
 
 
+def test_an_output_that_is_bound_to_a_library_says_to_which() -> None:
+    bound = Lock(outputs={"q": LockedOutput("ff", (), ("torch 2.13.0, 1 thread", "bitsandbytes 0.50.2"))})
+    assert 'key = "ff"\nnumerics = ["bitsandbytes 0.50.2", "torch 2.13.0, 1 thread"]\nfiles = [\n]\n' in render(bound)
+    assert back(render(bound)).outputs["q"].numerics == ("bitsandbytes 0.50.2", "torch 2.13.0, 1 thread")
+
+
+def test_a_folder_that_takes_no_lock_is_told_apart_and_nothing_stays(tmp_path: Path) -> None:
+    check_writable(tmp_path / "Modelfile.lock")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "Modelfile.lock").symlink_to("nowhere/lock")
+    with pytest.raises(BuildFailed) as caught:
+        check_writable(tmp_path / "Modelfile.lock")
+    assert caught.value.faults[0].message == "the lock could not be written"
+    with pytest.raises(BuildFailed) as again:
+        write(tmp_path / "Modelfile.lock", LOCK)
+    assert again.value.render() == caught.value.render()
+    assert os.listdir(tmp_path) == ["Modelfile.lock"]
+
+
 def test_an_empty_lock_is_one_line_and_its_heading() -> None:
     assert render(Lock()).splitlines()[1:] == ["lock = 1"]
     assert back(render(Lock())) == Lock()
@@ -98,6 +119,10 @@ def test_an_empty_lock_is_one_line_and_its_heading() -> None:
 
 def test_line_ends_of_another_system_mean_the_same() -> None:
     assert back(TEXT.replace("\n", "\r\n")) == back(TEXT)
+
+
+def in_order(words: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(words))
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -110,7 +135,7 @@ LOCKS = st.builds(
     Lock,
     st.dictionaries(WORDS, st.builds(LockedSource, WORDS, FILES, st.none() | WORDS), max_size=3),
     st.dictionaries(WORDS, st.integers(-5, 2**62) | WORDS, max_size=3),
-    st.dictionaries(WORDS, st.builds(LockedOutput, WORDS, FILES), max_size=3),
+    st.dictionaries(WORDS, st.builds(LockedOutput, WORDS, FILES, st.sets(WORDS, max_size=3).map(in_order)), max_size=3),
 )
 
 
@@ -120,6 +145,31 @@ def test_every_lock_is_read_back_as_it_was(lock: Lock) -> None:
     text = render(lock)
     assert back(text) == lock
     assert render(back(text)) == text
+
+
+def shuffled(data: st.DataObject, lock: Lock) -> Lock:
+    """The same lock, its tables and files in another order."""
+    tables = [dict(data.draw(st.permutations(list(t.items())))) for t in (lock.sources, lock.methods, lock.outputs)]
+    for table in (tables[0], tables[2]):
+        for name, entry in table.items():
+            table[name] = replace(entry, files=tuple(data.draw(st.permutations(entry.files))))
+    return Lock(*tables)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOCKS, st.data())
+def test_the_same_lock_is_the_same_text_in_whatever_order_it_was_made(lock: Lock, data: st.DataObject) -> None:
+    assert render(shuffled(data, lock)) == render(lock)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOCKS, st.data())
+def test_the_order_of_tables_in_the_text_means_nothing(lock: Lock, data: st.DataObject) -> None:
+    # A string never holds a line end as it is, so a line that starts with a bracket starts a table.
+    head, *tables = render(lock).split("\n[")
+    again = "\n[".join([head, *(f"{table.rstrip()}\n" for table in data.draw(st.permutations(tables)))])
+    assert back(again) == lock
+    assert differences(lock, back(again)) == []
 
 
 @settings(max_examples=200, deadline=None)
@@ -153,6 +203,10 @@ def test_damage_is_refused_or_read_as_what_it_says(data: st.DataObject) -> None:
         ("lerp = 1\n", "lerp = 1.5\n", 20, "expected a version, a number or a string"),
         ("lerp = 1\n", "lerp = true\n", 20, "expected a version, a number or a string"),
         ('key = "ff00"', "key = {}", 24, "expected a string"),
+        ('key = "ff00"', 'key = "ff00"\nnumerics = "x"', 25, "expected a list of strings"),
+        ('key = "ff00"', 'key = "ff00"\nnumerics = []', 25, "expected a list of strings"),
+        ('key = "ff00"', 'key = "ff00"\nnumerics = ["x", 1]', 25, "expected a list of strings"),
+        ('key = "ff00"', 'key = "ff00"\nnumerics = ["x", "x"]', 25, "expected each string once"),
         ("lock = 1", "lock = 0", 2, "expected `lock = 1`"),
         ("lock = 1", 'lock = "1"', 2, "expected `lock = 1`"),
         ("lock = 1", "lock = 1\nnotes = 1", 3, "`notes` is not a key of a lock of format 1"),

@@ -293,7 +293,6 @@ def test_what_other_artifacts_need_and_this_version_does_not_build():
     )
     told = [fault.splitlines()[0] for fault in unbuilt(text, "h", "e", "c", "q")]
     assert [line.split("`", 2)[2].removeprefix(" needs ").split(", which")[0] for line in told] == [
-        "a source on the Hub",
         "`extract`",
         "`combine`",
         "format `gguf`",
@@ -301,10 +300,11 @@ def test_what_other_artifacts_need_and_this_version_does_not_build():
 
 
 def test_only_the_artifacts_asked_for_are_looked_at():
-    text = '[base.h]\nsource = "hf:o/n"\n[merge.x]\nmethod = "passthrough"\nmodels = [{ model = "a" }]\n'
+    text = '[base.h]\nsource = "hf:o/n"\n[adapter.c]\ncombine = [{ adapter = "l" }]\n'
+    text += '[merge.x]\nmethod = "passthrough"\nmodels = [{ model = "a" }]\n'
     text += 'tokenizer = "base"\n'
-    assert unbuilt(text, "x", "a", "l") == []
-    assert len(unbuilt(text, "x", "h")) == 1
+    assert unbuilt(text, "x", "a", "l", "h") == []
+    assert len(unbuilt(text, "x", "c")) == 1
 
 
 # --- `--set` ---------------------------------------------------------------------------------------------------------

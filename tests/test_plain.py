@@ -181,6 +181,13 @@ def test_a_plan_imports_neither_numpy_nor_what_only_a_build_uses(violet):
     assert not {"modelbuild.engine.run", "modelbuild.engine.make", "modelbuild.build", "modelbuild.cli"} & found
 
 
+def test_a_build_whose_kernels_are_there_imports_no_readers_of_packages(violet):
+    violet.run("build")
+    found = violet.imports("build", "--no-cache")
+    assert "modelbuild.kernels.diskcache" in found, "something was computed"
+    assert not {"importlib.metadata", "email", "csv", "secrets", "pkgutil", "fractions"} & found
+
+
 def test_errors_of_a_plain_command_are_those_of_the_full_one(violet):
     for words, code in (("build nothing", 2), ("build --memory lots", 2), ("-f None plan", 2)):
         quick, full = violet.run(*words.split()), through_the_library(violet, words.split())

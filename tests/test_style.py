@@ -28,6 +28,7 @@ ROOMS = (
     "cache",
     "engine",
     "artifact",
+    "publish",
     "report",
 )
 """In the order of imports. Methods and formats come first: what they declare is what a Modelfile may say."""

@@ -23,6 +23,9 @@ from typing import Any
 from modelbuild.dtypes import FLOATS
 from modelbuild.sources.content import SourceAdapter, SourceTensor
 
+VERSION = 1
+"""Of how such adapters are read: it goes up when an adapter comes to mean another change of its base."""
+
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB](?=\.)|lora_embedding_[AB]\Z)(?P<leaf>\.weight|\.bias|)")
 _SAVED = re.compile(r"\.(modules_to_save(\.\w+)?|original_module|base_layer)\.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelbuild import __version__
 from modelbuild.artifact.card import FILE as CARD
@@ -44,8 +44,13 @@ def weights_layout(artifact: Planned, names: Sequence[str], shard_size: int | No
     return plan_layout([(name, node.dtype, node.shape) for name, node in nodes], shard_size)
 
 
-def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tuple[str, ...]) -> SideFiles:
-    """All files beside the weights. Raises SourceChanged where a source's config is not the one that was planned."""
+def output_key(plan: Plan, artifact: Planned) -> str:
+    """The key of the whole output: its weights, how they are cut into files, and the side files that do not speak."""
+    return _silent_files(plan, artifact).key
+
+
+def _silent_files(plan: Plan, artifact: Planned) -> SideFiles:
+    """The files beside the weights that say nothing about others, and the key that follows from them."""
     files: dict[str, bytes | str] = {name: file.path for name, file in artifact.side.files.items()}
     made: dict[str, bytes | None] = {
         **artifact.side.made,
@@ -57,13 +62,22 @@ def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tup
     known = {name: file.sha256 for name, file in artifact.side.files.items() if name not in made or made[name] is None}
     digests = known | side_digests({name: data for name, data in files.items() if name not in known})
     key = identity("artifact/1", weights_key(artifact, plan.spec.settings.shard_size), tuple(sorted(digests.items())))
+    return SideFiles(key, files, digests)
+
+
+def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tuple[str, ...]) -> SideFiles:
+    """All files beside the weights. Raises SourceChanged where a source's config is not the one that was planned."""
+    silent = _silent_files(plan, artifact)
+    files, digests = dict(silent.files), dict(silent.digests)
+    # What was asked for before decides whether the SHA-256 of a weight file is known; an output may not depend on that.
+    weights = [replace(file, sha256=None) for file in manifest.files]
     text = modelfile_text(plan.spec, artifact.name)
-    about = Made(plan, artifact.name, __version__, manifest.files, digests, overrides, text)
+    about = Made(plan, artifact.name, __version__, weights, digests, overrides, text)
     files[CARD] = card(about)
     digests |= side_digests({CARD: files[CARD]})
-    document = provenance(Made(plan, artifact.name, __version__, manifest.files, digests, overrides))
+    document = provenance(Made(plan, artifact.name, __version__, weights, digests, overrides))
     files[PROVENANCE] = document
-    return SideFiles(key, files, digests | {PROVENANCE: hashlib.sha256(document).hexdigest()})
+    return SideFiles(silent.key, files, digests | {PROVENANCE: hashlib.sha256(document).hexdigest()})
 
 
 def is_fresh(

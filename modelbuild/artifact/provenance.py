@@ -56,7 +56,7 @@ def provenance(made: Made) -> bytes:
         "recipe": recipe(plan.spec, made.name),
         "sources": {source.name: _source(source) for source in sources(plan, made.name)},
         "methods": _methods(plan.spec, made.name),
-        **_operations(planned.tensors.values()),
+        **operations(planned.tensors.values()),
         "weights": [_weight(file) for file in sorted(made.weights, key=lambda file: file.name)],
         "files": dict(sorted(made.files.items())),
     }
@@ -105,7 +105,7 @@ def _methods(spec: Spec, name: str) -> dict[str, int]:
     return {known: found.version for known in sorted(used) if (found := method(known)) is not None}
 
 
-def _operations(nodes: Iterable[Node]) -> dict[str, Any]:
+def operations(nodes: Iterable[Node]) -> dict[str, Any]:
     """The version of every operation behind the tensors, and the numerics classes of those that are bound to one."""
     versions: dict[str, int] = {}
     classes: set[str] = set()

@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from modelbuild.cache import check, disk, locks
 from modelbuild.cache.aside import folder_inode, salvage, set_aside
 from modelbuild.cache.disk import DISK_FULL, Durability
 from modelbuild.cache.folders import Folders, is_key
 from modelbuild.cache.index import Index
-from modelbuild.cache.manifest import Garbage, parse_manifest
+from modelbuild.cache.manifest import Garbage, dump_manifest, parse_manifest
 from modelbuild.cache.nouns import Layout, Located, Manifest
 from modelbuild.cache.roots import Root, read_roots, set_pin, write_root
 from modelbuild.cache.stage import Stage
@@ -102,6 +103,25 @@ class LocalStore:
         if manifest is None:
             return self.notes[-1] if len(self.notes) > already else None
         return self._examine(manifest)
+
+    def learn(self, key: str, digests: Mapping[str, str]) -> None:
+        """Write the SHA-256 of files, by name, into an artifact's manifest; nothing, where that cannot be done.
+
+        They are those of the files that the manifest describes, so the rest of it stays.
+        """
+        manifest = self._read(key)
+        if manifest is None:
+            return
+        files = tuple(replace(file, sha256=digests.get(file.name, file.sha256)) for file in manifest.files)
+        if files == manifest.files:
+            return
+        with suppress(OSError):
+            disk.replace(
+                self.folders.manifest(key),
+                dump_manifest(replace(manifest, files=files)),
+                self.durability,
+                self.folders.trash,
+            )
 
     def find(self, keys: Iterable[str]) -> dict[str, Located]:
         """Where cached tensors lie, for those of the keys that are in artifacts whose files can be trusted.

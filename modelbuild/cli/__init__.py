@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cache.app, name="cache")
-for _command in (building.build, building.plan, building.why, building.lock, building.init):
+for _command in (building.build, building.plan, building.why, building.lock, building.verify, building.init):
     app.command()(_command)
 for _look in (looking.methods, looking.schema, looking.env, looking.clean, looking.inspect):
     app.command()(_look)
@@ -57,14 +57,8 @@ def _parsed() -> Any:
     return result
 
 
-LATER = ("--locked", "--frozen", "--offline", "--record", "--update")
-"""Options that are part of the command line but not built yet."""
-
-
 def _of_usage(error: Any) -> ModelbuildError:
     """What the parser of the command line says, as one of ours."""
-    if (option := getattr(error, "option_name", None)) in LATER:
-        return NotBuiltYet(f"`{option}` is not built yet")
     if type(error).__name__ == "NoArgsIsHelpError":
         return UsageError("a command is missing", hint="`modelbuild --help` lists them")
     text, _, guess = error.format_message().partition(" Did you mean ")
@@ -84,7 +78,6 @@ def _later(name: str, help_text: str) -> None:
 
 
 for _name, _help in (
-    ("verify", "Compare an artifact with the lock or the Hub (not built yet)."),
     ("push", "Publish an artifact on the Hub (not built yet)."),
     ("import", "Turn a mergekit YAML into a Modelfile (not built yet)."),
     ("graph", "Show the graph of artifacts (not built yet)."),

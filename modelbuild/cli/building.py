@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from modelbuild import plain
-from modelbuild.cli.words import AllowPath, Cache, Json, Memory, Names, Out, Set, option, options, show
+from modelbuild.cli.words import (
+    AllowPath,
+    Cache,
+    Frozen,
+    Json,
+    Locked,
+    Memory,
+    Names,
+    Offline,
+    Out,
+    Set,
+    option,
+    options,
+    show,
+)  # fmt: skip
 from modelbuild.errors import UsageError
 from modelbuild.options import DEFAULT_MEMORY
 
@@ -26,12 +40,17 @@ def build(
     require_cached: Annotated[bool, option("require_cached")] = False,
     keep_going: Annotated[bool, option("keep_going")] = False,
     allow_path: AllowPath = False,
+    offline: Offline = False,
+    locked: Locked = False,
+    frozen: Frozen = False,
+    record: Annotated[bool, option("record")] = False,
     overrides: Set = None,
 ) -> None:
     """Build the targets into build/NAME/."""
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, link=link, durability=durability, no_cache=no_cache,
-        require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, overrides=tuple(overrides or ()),
+        require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, offline=offline, locked=locked,
+        frozen=frozen, record=record, overrides=tuple(overrides or ()),
     )  # fmt: skip
     plain.build(made, names or (), as_json)
 
@@ -44,12 +63,16 @@ def plan(
     out: Out = None,
     memory: Memory = DEFAULT_MEMORY,
     allow_path: AllowPath = False,
+    offline: Offline = False,
+    locked: Locked = False,
+    frozen: Frozen = False,
     overrides: Set = None,
 ) -> None:
     """Show what a build would compute, copy and reuse, and why."""
     made = options(
-        context, cache=cache, out=out, memory=memory, allow_path=allow_path, overrides=tuple(overrides or ())
-    )
+        context, cache=cache, out=out, memory=memory, allow_path=allow_path, offline=offline, locked=locked,
+        frozen=frozen, overrides=tuple(overrides or ()),
+    )  # fmt: skip
     plain.plan(made, names or (), as_json)
 
 
@@ -61,6 +84,9 @@ def why(
     cache: Cache = None,
     out: Out = None,
     allow_path: AllowPath = False,
+    offline: Offline = False,
+    locked: Locked = False,
+    frozen: Frozen = False,
     overrides: Set = None,
 ) -> None:
     """Show why an artifact, or one tensor of it, would be or was rebuilt."""
@@ -68,24 +94,64 @@ def why(
     from modelbuild.report.plan import show_why
     from modelbuild.report.terminal import listener
 
-    made = options(context, cache=cache, out=out, allow_path=allow_path, overrides=tuple(overrides or ()))
+    made = options(
+        context, cache=cache, out=out, allow_path=allow_path, offline=offline, locked=locked, frozen=frozen,
+        overrides=tuple(overrides or ()),
+    )  # fmt: skip
     result = why_with(made, name, tensor, listener())
     show(result.as_json(), show_why(result), as_json)
 
 
 def lock(
     context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(help="Sources to update; default: all.")] = None,
+    update: Annotated[bool, typer.Option("--update", help="Look sources up anew.", envvar="MODELBUILD_UPDATE")] = False,
+    as_json: Json = False,
     cache: Cache = None,
     allow_path: AllowPath = False,
+    offline: Offline = False,
     overrides: Set = None,
 ) -> None:
-    """Resolve all sources and write Modelfile.lock."""
+    """Resolve all sources and write Modelfile.lock; with --update [NAME], at what they are now."""
     from modelbuild.locking import lock_with
+    from modelbuild.report.lock import show_lock
     from modelbuild.report.terminal import listener
 
-    if overrides:
-        raise UsageError("a lock is of the Modelfile as it is", hint="leave out --set")
-    print(lock_with(options(context, cache=cache, allow_path=allow_path), listener()))
+    if names and not update:
+        raise UsageError("all sources are locked together", hint=f"`--update {names[0]}` looks up that one anew")
+    made = options(context, cache=cache, allow_path=allow_path, offline=offline, overrides=tuple(overrides or ()))
+    result = lock_with(made, listener(), (names or ()) if update else None)
+    show(result.as_json(), show_lock(result), as_json)
+
+
+def verify(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="An artifact that is built.")],
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help="Compare with hf:ORG/NAME instead.", envvar="MODELBUILD_AGAINST"),
+    ] = None,
+    as_json: Json = False,
+    cache: Cache = None,
+    out: Out = None,
+    jobs: Annotated[int | None, option("jobs")] = None,
+    memory: Memory = DEFAULT_MEMORY,
+    allow_path: AllowPath = False,
+    offline: Offline = False,
+    locked: Locked = False,
+    frozen: Frozen = False,
+) -> None:
+    """Compare an artifact's files with the lock, or with what the Hub lists; exit 5 if they differ."""
+    from modelbuild.report.lock import show_verification
+    from modelbuild.report.terminal import listener
+    from modelbuild.verifying import verify_with
+
+    made = options(
+        context, cache=cache, out=out, jobs=jobs, memory=memory, allow_path=allow_path, offline=offline, locked=locked,
+        frozen=frozen,
+    )  # fmt: skip
+    result = verify_with(made, name, against, listener())
+    show(result.as_json(), show_verification(result), as_json)
 
 
 def init(context: typer.Context) -> None:

@@ -22,9 +22,12 @@ Json = Annotated[bool, option("as_json")]
 Cache = Annotated[str | None, option("cache")]
 Out = Annotated[str | None, option("out")]
 AllowPath = Annotated[bool, option("allow_path")]
+Offline = Annotated[bool, option("offline")]
 Set = Annotated[list[str] | None, option("overrides")]
 Memory = Annotated[str, option("memory")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.", envvar="MODELBUILD_DRY_RUN")]
+Locked = Annotated[bool, option("locked")]
+Frozen = Annotated[bool, option("frozen")]
 Debug = Annotated[bool, option("debug")]
 
 

@@ -16,9 +16,9 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from modelbuild import __version__
@@ -32,6 +32,10 @@ def root() -> Path:
     """The folder of all compiled kernels of this user."""
     if chosen := os.environ.get("MODELBUILD_KERNEL_CACHE"):
         return Path(chosen)
+    if sys.platform == "linux":
+        # As platformdirs has it, whose import takes longer than loading all kernels.
+        told = os.environ.get("XDG_CACHE_HOME", "")
+        return Path(told if os.path.isabs(told) else os.path.expanduser("~/.cache")) / "modelbuild" / "kernels"
     import platformdirs
 
     return Path(platformdirs.user_cache_path("modelbuild")) / "kernels"
@@ -45,8 +49,6 @@ def folder() -> Path:
 @cache
 def edition() -> str:
     """Everything but the processor that compiled code depends on."""
-    from importlib.metadata import version
-
     sources = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         sources.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -54,11 +56,28 @@ def edition() -> str:
     parts = (
         __version__,
         python,
-        f"numba{version('numba')}",
-        f"llvmlite{version('llvmlite')}",
+        f"numba{installed('numba')}",
+        f"llvmlite{installed('llvmlite')}",
         sources.hexdigest()[:16],
     )
     return "-".join(parts)
+
+
+def installed(package: str) -> str:
+    """The version of an installed package, which is not imported.
+
+    It stands in the name of the folder beside the package. importlib.metadata would read it there too, but imports a
+    reader of mail for that, which takes longer than loading all kernels; it is asked where the folder is not as usual.
+    """
+    spec = find_spec(package)
+    if spec is not None and spec.origin:
+        beside = os.listdir(os.path.dirname(os.path.dirname(spec.origin)))
+        found = [name for name in beside if name.startswith(f"{package}-") and name.endswith(".dist-info")]
+        if len(found) == 1:
+            return found[0].removeprefix(f"{package}-").removesuffix(".dist-info")
+    from importlib.metadata import version
+
+    return version(package)
 
 
 def processor_name(triple: str, name: str, features: str) -> str:
@@ -97,6 +116,8 @@ def read(path: Path) -> Code | None:
 
 def write(path: Path, code: Code) -> None:
     """Puts a file with the code in its place in one step; does nothing where the folder cannot be written to."""
+    import tempfile  # only who compiles writes
+
     temporary = ""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

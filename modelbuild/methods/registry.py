@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from pkgutil import iter_modules
 from types import MappingProxyType
 
 import modelbuild.methods
@@ -17,8 +17,10 @@ from modelbuild.methods.base import Method
 def methods() -> Mapping[str, Method]:
     """All methods by name, in the order of their names; a method's own file wins over its announcement."""
     found = {method.name: method for method in ANNOUNCED}
-    for module in iter_modules(modelbuild.methods.__path__):
-        declared = getattr(import_module(f"modelbuild.methods.{module.name}"), "METHOD", None)
+    # Not by pkgutil, which would import a parser of Python.
+    files = {name.partition(".")[0] for folder in modelbuild.methods.__path__ for name in os.listdir(folder)}
+    for name in sorted(files - {"__init__", "__pycache__", ""}):
+        declared = getattr(import_module(f"modelbuild.methods.{name}"), "METHOD", None)
         if isinstance(declared, Method):
             found[declared.name] = declared
     return MappingProxyType(dict(sorted(found.items())))

@@ -187,13 +187,10 @@ def _unbuilt(artifact: Artifact) -> Iterator[tuple[str, str]]:
 
         if not FORMATS[artifact.format].built:
             yield "format", f"format `{artifact.format}`"
-    else:
-        if artifact.source is not None and artifact.source.startswith("hf:"):
-            yield "source", "a source on the Hub"
-        if isinstance(artifact, Adapter):
-            for key in ("extract", "combine"):
-                if getattr(artifact, key) is not None:
-                    yield key, f"`{key}`"
+    elif isinstance(artifact, Adapter):
+        for key in ("extract", "combine"):
+            if getattr(artifact, key) is not None:
+                yield key, f"`{key}`"
 
 
 def _unbuilt_merge(merge: Merge) -> Iterator[tuple[str, str]]:

@@ -48,7 +48,7 @@ def record(artifact: Planned, method: str | None = None) -> dict[str, Any]:
             entry["parameters"] = [list(pair) for pair in decision.parameters]
             entry["inputs"] = [list(pair) for pair in decision.inputs]
         if node.source is not None:
-            entry["file"] = [node.source.file.name, node.source.file.sha256]
+            entry["file"] = [node.source.source_file.name, node.source.source_file.sha256]
         tensors[name] = entry
     return {"key": artifact.key, "kind": artifact.kind, "tensors": tensors}
 
@@ -56,7 +56,7 @@ def record(artifact: Planned, method: str | None = None) -> dict[str, Any]:
 def adapter_record(adapter: SourceAdapter) -> dict[str, Any]:
     """What is remembered of an adapter: of each of its tensors the key, and the file it is in."""
     tensors: dict[str, dict[str, Any]] = {
-        name: {"key": source_node(tensor).key, "file": [tensor.file.name, tensor.file.sha256]}
+        name: {"key": source_node(tensor).key, "file": [tensor.source_file.name, tensor.source_file.sha256]}
         for name, tensor in adapter.tensors.items()
     }
     key = identity("adapter/1", tuple((name, entry["key"]) for name, entry in tensors.items()))

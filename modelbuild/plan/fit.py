@@ -50,6 +50,7 @@ class Misfits:
         self.notes: list[str] = []
         self._faults: list[Fault] = []
         self._lists: dict[tuple[str, str], list[str]] = {}
+        self._buffers: dict[str, list[str]] = {}
         self._paths: dict[str, Path] = {entry.name: entry.path for entry in _entries(merge)}
 
     def stop(self) -> None:
@@ -118,6 +119,24 @@ class Misfits:
         message = f"`{other}` does not fit `{donor}` in merge `{self.merge.name}`: {LAYERS}"
         self._note(message, other, f"{counts[0]} layers{where}, {counts[1]}")
         return True
+
+    def taken(self, row: Row) -> None:
+        """A buffer that loading computes anew and that is the donor's, whatever the other inputs have."""
+        message = f"buffers that loading computes anew are those of `{row.donor}`"
+        self._buffers.setdefault(message, []).append(row.name)
+
+    def left_out(self, other: str, names: Sequence[str]) -> None:
+        """Buffers that loading computes anew and that only another input than the donor has."""
+        if names:
+            message = f"buffers that loading computes anew, and that only `{other}` has, are left out"
+            self._buffers.setdefault(message, []).extend(names)
+
+    def buffer_notes(self) -> list[str]:
+        """A sentence for what was done with buffers of each model."""
+        return [
+            f"{message}: `{names[0]}`" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for message, names in self._buffers.items()
+        ]
 
     def row(self, row: Row, own: Node, nodes: Sequence[Node | None]) -> bool:
         """Whether something about the row does not fit: a missing tensor, another shape, or no numbers to merge."""

@@ -16,7 +16,7 @@ from modelbuild.plan.node import source_node
 from modelbuild.plan.planned import Plan, Planned, Side
 from modelbuild.plan.tokenizers import with_chat_template
 from modelbuild.sources.content import SourceAdapter, SourceModel
-from modelbuild.sources.local import Request
+from modelbuild.sources.resolve import Request
 
 Resolve: TypeAlias = "Callable[[Sequence[Request]], Mapping[str, SourceModel | SourceAdapter]]"
 """Finds sources, all at once so that hashing large files keeps every core busy."""
@@ -111,4 +111,5 @@ def plan_source(model: SourceModel) -> Planned:
         generation_file=by_name.get("generation_config.json"),
         files=model.side_files,
     )
-    return Planned(model.name, "base", {name: source_node(tensor) for name, tensor in model.tensors.items()}, side)
+    nodes = {name: source_node(tensor) for name, tensor in model.tensors.items()}
+    return Planned(model.name, "base", nodes, side, notes=model.notes)

@@ -10,14 +10,13 @@ from modelbuild.modelfile.spec import Input, Merge, Scalar, Slice, Spec
 from modelbuild.plan.fit import Misfits, Row, agree_exactly
 from modelbuild.plan.layout import Place, comes_last
 from modelbuild.plan.node import FLOATS, Node, cast, operation_node
+from modelbuild.plan.overrides import overridden
 from modelbuild.plan.pattern import any_matches, matches
 from modelbuild.plan.planned import Decision, Planned, Side
 from modelbuild.plan.token_tensors import with_heads
 from modelbuild.plan.values import Level, Spot, greatest_layer, resolve
 from modelbuild.plan.vocabulary import Aligned, align
-
-RECOMPUTED = ("rotary_emb.inv_freq", ".attn.masked_bias")
-"""Buffers that some old checkpoints hold and that loading recomputes: they need not be in every input."""
+from modelbuild.sources.buffers import is_recomputed
 
 FLOAT_DTYPES = frozenset(FLOATS.values())
 
@@ -57,7 +56,7 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
         tensors[row.name] = node
         decisions[row.name] = aligned.told(decision)
     misfits.stop()
-    notes = (*aligned.notes, *misfits.notes, *idle_patterns(merge, tensors))
+    notes = (*aligned.notes, *misfits.notes, *idle_patterns(merge, tensors), *misfits.buffer_notes())
     return Planned(merge.name, "merge", tensors, _side(merge, aligned.side, stretches), decisions, notes)
 
 
@@ -87,25 +86,6 @@ def _side(merge: Merge, side: Side, stretches: Sequence[Stretch]) -> Side:
         before = side.layers
         layers = tuple(before[layer] if before is not None else layer for layer in chosen)
     return overridden(replace(side, layers=layers), merge)
-
-
-def overridden(side: Side, merge: Merge) -> Side:
-    """The side files with what the merge overrides in config.json and generation_config.json."""
-    return replace(
-        side,
-        config_overrides=merged(side.config_overrides, merge.config),
-        generation_overrides=merged(side.generation_overrides, merge.generation),
-    )
-
-
-def merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
-    """`new` laid over `old`, tables within tables merged."""
-    result = dict(old)
-    for key, value in new.items():
-        before = result.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(before, value) if both else value  # type: ignore[arg-type]
-    return result
 
 
 # --- which tensors meet which -----------------------------------------------------------------------------------------
@@ -170,12 +150,12 @@ def _check_ends(
         return
     for tensor in ends:
         there = donor.tensors.get(tensor)
-        if there is not None and there.shape != own.tensors[tensor].shape:
+        if there is not None and there.shape != own.tensors[tensor].shape and not _is_buffer(own, tensor):
             misfits.shape(tensor, donor.name, name, there, own.tensors[tensor])
     wanted = [n for n in donor.tensors if not _in_main(donor, n) and comes_last(n) == last]
-    for tensor in (n for n in wanted if n not in own.tensors and not n.endswith(RECOMPUTED)):
+    for tensor in (n for n in wanted if n not in own.tensors and not _is_buffer(donor, n)):
         misfits.missing(tensor, donor.name, name)
-    misfits.extra(name, donor.name, [n for n in ends if n not in donor.tensors and not n.endswith(RECOMPUTED)])
+    misfits.extra(name, donor.name, [n for n in ends if n not in donor.tensors and not _is_buffer(own, n)])
 
 
 def _in_main(planned: Planned, name: str) -> bool:
@@ -203,9 +183,17 @@ def _note_extra(
 ) -> None:  # fmt: skip
     """Notes tensors of `other`, given by their names in it and in the donor, that would meet none of the donor's."""
     have = inputs[donor].tensors
-    extra = [own for own, there in names if there not in have and not own.endswith(RECOMPUTED)]
-    if extra := [name for name in extra if is_merged(merge, name)]:
+    extra = [own for own, there in names if there not in have and is_merged(merge, own)]
+    buffers = {own for own in extra if _is_buffer(inputs[other], own)}
+    misfits.left_out(other, [own for own in extra if own in buffers])
+    if extra := [own for own in extra if own not in buffers]:
         misfits.extra(other, donor, extra)
+
+
+def _is_buffer(planned: Planned, name: str) -> bool:
+    """Whether a tensor is a buffer that loading computes anew, as an old checkpoint may have it: it is the donor's or
+    left out, and need not be in every input."""
+    return is_recomputed(name, planned.tensors[name].shape)
 
 
 def is_merged(merge: Merge, name: str) -> bool:
@@ -243,7 +231,7 @@ def _layer_rows(merge: Merge, inputs: Mapping[str, Planned], stretch: Stretch, m
 def _kind(planned: Planned, places: Sequence[Place]) -> frozenset[tuple[str, tuple[int, ...]]]:
     """What a layer is made of: names within the layer and shapes; layers of one model may be of several kinds."""
     named = [(place.rest, planned.tensors[place.name(place.layer)].shape) for place in places]
-    return frozenset(pair for pair in named if not pair[0].endswith(RECOMPUTED))
+    return frozenset(pair for pair in named if not is_recomputed(*pair))
 
 
 def _in_layer(planned: Planned, place: Place, layer: int) -> str:
@@ -290,7 +278,8 @@ def _tensor(
         return asis
     nodes = [inputs[e.name].tensors.get(source) for e, source in zip(row.inputs, row.sources, strict=True)]
     base = own if row.base is not None and method.base != "none" else None
-    if any(node is None for node in nodes) and row.name.endswith(RECOMPUTED):
+    if is_recomputed(row.name, own.shape):
+        misfits.taken(row)
         return asis
     if misfits.row(row, own, nodes):
         return asis

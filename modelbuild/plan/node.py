@@ -65,7 +65,7 @@ def source_node(tensor: SourceTensor) -> Node:
     if tensor.sha256 is not None:
         key = identity("tensor/1", tensor.sha256, tensor.dtype, tensor.shape)
     else:
-        key = identity("source/1", tensor.file.sha256, tensor.name)
+        key = identity("source/1", tensor.source_file.sha256, tensor.name)
     return Node(key, "source", 1, (), (), tensor.dtype, tensor.shape, source=tensor)
 
 

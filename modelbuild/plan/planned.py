@@ -82,6 +82,7 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the user should know about this plan, each with the artifact it is about."""
         found = [f"{a.name}: {note}" for a in self.artifacts.values() for note in a.notes]
+        found += [f"{a.name}: {note}" for a in self.adapters.values() for note in a.notes]
         bare = [a.name for a in self.target_artifacts() if a.side.config is None and not a.side.config_overrides]
         found += [f"{name}: its donor has no config.json, so transformers will not load the output" for name in bare]
         return tuple(found)

@@ -11,6 +11,7 @@ from typing import Any
 
 from modelbuild.errors import BuildFailed, Fault, SourceChanged, Where
 from modelbuild.modelfile.spec import Merge, Spec
+from modelbuild.plan.overrides import merged
 from modelbuild.plan.planned import Planned, Side
 from modelbuild.sources.strictjson import show
 from modelbuild.tokenizer.nouns import Tokenizer, Unreadable
@@ -110,8 +111,8 @@ def with_ids(side: Side, before: Tokenizer, after: Mapping[str, int], other: Sid
     generation = _moved(side.generation or {}, {**(other.config or {}), **(other.generation or {})}, before, after)
     return replace(
         side,
-        config_overrides=_over(side.config_overrides, config),
-        generation_overrides=_over(side.generation_overrides, generation),
+        config_overrides=merged(config, side.config_overrides),
+        generation_overrides=merged(generation, side.generation_overrides),
     )
 
 
@@ -142,12 +143,3 @@ def _renamed(value: Any, before: Tokenizer, after: Mapping[str, int]) -> Any:
         return [_renamed(entry, before, after) for entry in value]
     token = before.by_id.get(value)
     return after.get(token, value) if token is not None else value
-
-
-def _over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`new` under what the Modelfile overrides already, tables within tables."""
-    found = dict(new)
-    for key, value in old.items():
-        below = found.get(key)
-        found[key] = _over(value, below) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
-    return found

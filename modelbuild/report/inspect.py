@@ -9,32 +9,46 @@ from modelbuild.errors import SourceNotFound
 from modelbuild.modelfile.parse import load
 from modelbuild.modelfile.spec import Adapter, Base
 from modelbuild.options import Options
-from modelbuild.sources.safetensors import read_header
+from modelbuild.sources.pickles import is_pickle_name, read_pickled_header
+from modelbuild.sources.safetensors import Header, read_header
+from modelbuild.sources.shards import is_old_weights
+from modelbuild.sources.stamps import open_regular
 from modelbuild.units import show_bytes
 
 
 def inspection(options: Options, path: str) -> dict[str, Any]:
     """Every tensor of the safetensors files at `path`: a file, a folder, a built artifact, or a source by its name.
 
-    Raises SourceNotFound where there is none, and BuildFailed for a file that is not what it says.
+    In a folder without any, those of files of torch.save. Raises SourceNotFound where there is none, and BuildFailed
+    for a file that is not what it says.
     """
     places = (path, os.path.join(options.out_root, path), *_named_source(options, path))
     found = next((place for place in places if os.path.exists(place)), None)
     if found is None:
         raise SourceNotFound(f"`{path}` is no file, folder or built artifact", hint="build it first, or check the name")
     names = sorted(os.listdir(found)) if os.path.isdir(found) else [""]
-    files = [
-        os.path.join(found, name) if name else found for name in names if not name or name.endswith(".safetensors")
-    ]
+    chosen = [name for name in names if not name or name.endswith(".safetensors")]
+    chosen = chosen or [name for name in names if is_old_weights(name)]
+    files = [os.path.join(found, name) if name else found for name in chosen]
     if not files:
         raise SourceNotFound(f"`{path}` has no safetensors files")
     tensors = []
     for file in files:
-        header = read_header(file, os.path.getsize(file), name=os.path.basename(file))
-        for tensor in header.tensors:
+        for tensor in _header(file).tensors:
             size = {"dtype": tensor.dtype, "shape": list(tensor.shape), "bytes": tensor.nbytes}
             tensors.append({"name": tensor.name, **size, "file": os.path.basename(file)})
     return {"path": path, "tensors": tensors, "bytes": sum(tensor["bytes"] for tensor in tensors)}
+
+
+def _header(file: str) -> Header:
+    name, size = os.path.basename(file), os.path.getsize(file)
+    if not is_pickle_name(name):
+        return read_header(file, size, name=name)
+    descriptor = open_regular(os.path.realpath(file), name)
+    try:
+        return read_pickled_header(descriptor, size, name=name)
+    finally:
+        os.close(descriptor)
 
 
 def _named_source(options: Options, name: str) -> list[str]:

@@ -22,7 +22,8 @@ def show_plan(plan: PlanResult) -> str:
     """A plan as text: each artifact with its reasons, then bytes in all."""
     lines = [line for artifact in plan.artifacts for line in _artifact(artifact)]
     lines += [f"note: {note}" for note in plan.notes]
-    total = f"in all: 0 B to download, {show_bytes(plan.read)} to read, {show_bytes(plan.write)} to write"
+    sizes = (plan.download, "download"), (plan.read, "read"), (plan.write, "write")
+    total = "in all: " + ", ".join(f"{show_bytes(size)} to {what}" for size, what in sizes)
     return "\n".join(
         [*lines, f"{total}; {show_bytes(plan.peak)} of disk at the peak, {show_bytes(plan.free)} are free"]
     )
@@ -34,6 +35,8 @@ def _artifact(artifact: ArtifactPlan) -> list[str]:
     told = ", ".join(f"{count} {what}" for count, what in parts if count)
     lines = [f"{artifact.name}: {STATUS[artifact.status]} ({told} of {counts.total} tensors)"]
     lines += [f"  because {reason}" for reason in shorten(artifact.reasons)]
+    if artifact.download:
+        lines.append(f"  downloads {show_bytes(artifact.download)} from the Hub")
     if artifact.kept:
         lines.append(
             f"  keeps {artifact.kept} tensors in the cache, {show_bytes(artifact.write)}: {artifact.keep_reason}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 30.0
 """How often a long step says where it is when there is no terminal to draw on."""
+
+
+PATIENCE_SECONDS = 0.3
+"""How long a step takes before a bar is shown for it."""
 
 
 class Listener:
@@ -70,50 +75,61 @@ class PlainListener(Listener):
 
 
 class BarListener(Listener):
-    """A progress bar on a terminal."""
+    """A progress bar on a terminal, for steps that take long enough to look at one; others need no library for bars."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._bar: Any = None
         self._task: Any = None
+        self._title = ""
+        self._total = self._done = 0
+        self._begun = time.monotonic()
+        self._lock = threading.Lock()
 
     def say(self, text: str) -> None:
         """Prints the sentence above the bar."""
-        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self._bar is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, name: str, what: str, total: int) -> None:
-        """Shows the bar of a step."""
+        """Remembers the step, whose bar is shown when it has taken a while."""
         self.end()
-        self._progress.start()
-        self._task = self._progress.add_task(f"{what} {name}", total=total)
+        self._title, self._total, self._done, self._begun = f"{what} {name}", total, 0, time.monotonic()
 
     def advance(self, nbytes: int) -> None:
-        """Moves the bar."""
-        if self._task is not None:
-            self._progress.update(self._task, advance=nbytes)
+        """Moves the bar, if it is time for one."""
+        with self._lock:
+            self._done += nbytes
+            if self._task is not None:
+                self._bar.update(self._task, advance=nbytes)
+            elif self._title and time.monotonic() - self._begun > PATIENCE_SECONDS:
+                self._bar = self._bar or _new_bar()
+                self._bar.start()
+                self._task = self._bar.add_task(self._title, total=self._total, completed=self._done)
 
     def end(self) -> None:
         """Takes the bar away."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-            self._task = None
-        self._progress.stop()
+        with self._lock:
+            self._title = ""
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+                self._task = None
+                self._bar.stop()
+
+
+def _new_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def listener() -> Listener:

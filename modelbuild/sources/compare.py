@@ -15,9 +15,15 @@ def same_bytes(one: SourceTensor, other: SourceTensor) -> bool:
     with LocalReader() as reader:
         for start in range(0, one.nbytes, _STEP):
             count = min(_STEP, one.nbytes - start)
-            first, second = bytearray(count), bytearray(count)
-            reader.read_into(first, one.file, one.offset + start)
-            reader.read_into(second, other.file, other.offset + start)
-            if first != second:
+            if _bytes(reader, one, start, count) != _bytes(reader, other, start, count):
                 return False
     return True
+
+
+def _bytes(reader: LocalReader, tensor: SourceTensor, start: int, count: int) -> bytes | bytearray:
+    """A stretch of a tensor; of a file on the Hub that stretch alone."""
+    if tensor.file.remote is not None:
+        return tensor.file.remote.read(tensor.offset + start, count)
+    data = bytearray(count)
+    reader.read_into(data, tensor.file, tensor.offset + start)
+    return data

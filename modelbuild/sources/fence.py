@@ -54,7 +54,9 @@ def hub_caches(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     )
     given = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
     caches = [given, os.path.join(home, "hub"), os.path.join("~", ".cache", "huggingface", "hub")]
-    return tuple(dict.fromkeys(os.path.realpath(os.path.expanduser(cache)) for cache in caches if cache))
+    return tuple(
+        dict.fromkeys(os.path.realpath(os.path.expandvars(os.path.expanduser(cache))) for cache in caches if cache)
+    )
 
 
 def _contains(root: str, path: str) -> bool:

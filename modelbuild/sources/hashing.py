@@ -20,7 +20,7 @@ from modelbuild.errors import ModelbuildError
 from modelbuild.sources.content import SourceFile, Stamp
 from modelbuild.sources.lanes import Lanes, fitting
 from modelbuild.sources.memory import Memory
-from modelbuild.sources.stamps import changed, check_regular, difference, open_regular, same, unreadable
+from modelbuild.sources.stamps import changed, check_regular, difference, open_regular, same, stamp_of, unreadable
 
 SLICE = 32 * 2**20
 """Bytes that a thread hashes of one stretch before it looks for the one with the most left."""
@@ -115,6 +115,23 @@ def digests(
     return [
         SourceFile(name, path, stamp.size, known[stamp] or "", stamp)
         for (name, path), stamp in zip(files, stamps, strict=True)
+    ]
+
+
+def read_digests(
+    files: Sequence[tuple[str, str]], threads: int | None = None, progress: Progress | None = None
+) -> list[SourceFile]:
+    """The files, given as (name, absolute path), with their SHA-256, all of them read now whatever is remembered.
+
+    They may be linked elsewhere meanwhile. Raises what `digests` raises.
+    """
+    stamps = [stamp_of(_status(path, name), linked=True) for name, path in files]
+    found: dict[int, str] = {}
+    stretches = [Stretch(*file, stamp, 0, stamp.size) for file, stamp in zip(files, stamps, strict=True)]
+    hash_stretches(stretches, threads, found.__setitem__, progress)
+    return [
+        SourceFile(name, path, stamp.size, found[index], stamp)
+        for index, ((name, path), stamp) in enumerate(zip(files, stamps, strict=True))
     ]
 
 

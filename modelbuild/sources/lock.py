@@ -10,9 +10,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import IO
 
 from modelbuild.errors import BuildFailed
 from modelbuild.sources.content import SourceAdapter, SourceModel
@@ -46,10 +47,11 @@ class LockedSource:
 
 @dataclass(frozen=True, slots=True)
 class LockedOutput:
-    """A recorded artifact: its key, and its weight, config and tokenizer files."""
+    """A recorded artifact: its key, its weight, config and tokenizer files, and the numerics classes it is bound to."""
 
     key: str
     files: tuple[LockedFile, ...]
+    numerics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,8 @@ def render(lock: Lock) -> str:
         lines = (f"{_key(name)} = {_version(version)}\n" for name, version in sorted(lock.methods.items()))
         parts.append("[methods]\n" + "".join(lines))
     for name, output in sorted(lock.outputs.items()):
-        parts.append(f"[outputs.{_key(name)}]\nkey = {_string(output.key)}\n{_files(output.files)}")
+        bound = f"numerics = [{', '.join(map(_string, sorted(output.numerics)))}]\n" if output.numerics else ""
+        parts.append(f"[outputs.{_key(name)}]\nkey = {_string(output.key)}\n{bound}{_files(output.files)}")
     return "\n".join(parts)
 
 
@@ -111,20 +114,33 @@ def write(path: str | os.PathLike[str], lock: Lock) -> bool:
     _sweep(place)
     if old is not None and render(old) == text:
         return False
+    with _staged(path, place) as (file, staged):
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(staged, place)
+    return True
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises BuildFailed, as `write` would, where the folder takes no lock; nothing stays of the attempt."""
+    with _staged(path, os.path.realpath(path)):
+        pass
+
+
+@contextmanager
+def _staged(path: str | os.PathLike[str], place: str) -> Iterator[tuple[IO[str], str]]:
+    """An empty file beside the lock and its path; it is gone at the end, unless it took the lock's place."""
     staged = f"{place}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         with open(staged, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, place)
+            yield file, staged
     except OSError as error:
         facts = [f"`{os.fspath(path)}`: {os.strerror(error.errno) if error.errno else error}"]
         raise BuildFailed("the lock could not be written", facts=facts) from error
     finally:
         with suppress(OSError):
             os.unlink(staged)
-    return True
 
 
 def _sweep(place: str) -> None:

@@ -102,8 +102,10 @@ class _Text:
         return LockedSource(origin, self.files((*path, "files"), table["files"]), commit)
 
     def output(self, path: Path, raw: object) -> LockedOutput:
-        table = self.check_keys(path, raw, {"key", "files"}, {"key", "files"})
-        return LockedOutput(self.string((*path, "key"), table["key"]), self.files((*path, "files"), table["files"]))
+        table = self.check_keys(path, raw, {"key", "numerics", "files"}, {"key", "files"})
+        key = self.string((*path, "key"), table["key"])
+        bound = self.strings((*path, "numerics"), table["numerics"]) if "numerics" in table else ()
+        return LockedOutput(key, self.files((*path, "files"), table["files"]), bound)
 
     def files(self, path: Path, raw: object) -> tuple[LockedFile, ...]:
         if not isinstance(raw, list):
@@ -135,6 +137,13 @@ class _Text:
         if not isinstance(raw, str) or not raw:
             self.refuse(path, "expected a string")
         return raw
+
+    def strings(self, path: Path, raw: object) -> tuple[str, ...]:
+        if not isinstance(raw, list) or not raw or not all(isinstance(entry, str) and entry for entry in raw):
+            self.refuse(path, "expected a list of strings")
+        if len(set(raw)) != len(raw):
+            self.refuse(path, "expected each string once")
+        return tuple(sorted(raw))
 
     def table(self, path: tuple[str]) -> Mapping[str, Any]:
         raw = self.raw.get(path[0], {})

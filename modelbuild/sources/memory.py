@@ -5,6 +5,8 @@ In the cache folder, under `sources/`:
 - `stamps`: one line for each file that was hashed: its stamp (device, inode, size, mtime, ctime), its SHA-256, and a
   check of the line. Lines are only ever appended, each in one write, so several processes may do so at once.
 - `contents/XX/SHA256.json`: what the file with this digest contains, under a first line that checks the rest.
+- `copies/XX/SHA256.safetensors`: tensors of that file whose bytes do not lie in order in it (copies.py).
+- `announced/XX/SHA256.json`: the same of a file on the Hub that nobody hashed here yet: what it is said to contain.
 
 Everything here may be deleted or damaged at any time: a line or file that does not check is as good as absent, and
 costs a reading. A disk that is full or read-only forgets; it never fails a build.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +33,7 @@ STAMPS_LIMIT = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a safetensors file contains; `digests`, where known, are the SHA-256 of the tensors' bytes, in order."""
+    """What a file of weights contains; `digests`, where known, are the SHA-256 of the tensors' bytes, in order."""
 
     header: Header
     digests: tuple[str, ...] | None = None
@@ -72,26 +75,47 @@ class Memory:
 
     def contents(self, file: SourceFile) -> Contents | None:
         """What the file contains, if the file of this digest was ever looked into."""
+        return self._read(self.place("contents", file.sha256), file.size)
+
+    def announced(self, file: SourceFile) -> Header | None:
+        """The header that a file of this digest is said to have; whoever has the file compares."""
+        told = self._read(self.place("announced", file.sha256), file.size)
+        return told.header if told is not None else None
+
+    def remember_announced(self, file: SourceFile, header: Header) -> None:
+        """Keeps the header that a file which is not here is said to have."""
+        self._write(self.place("announced", file.sha256), Contents(header))
+
+    def forget_announced(self, file: SourceFile) -> None:
+        """Forgets what a file was said to have."""
+        with suppress(OSError):
+            os.unlink(self.place("announced", file.sha256))
+
+    def remember_contents(self, file: SourceFile, contents: Contents, read_ns: int) -> None:
+        """Keeps what the file contains, looked up from `read_ns` on, unless the file was too young then."""
+        if racy(file.stamp, read_ns):
+            return
+        self._write(self.place("contents", file.sha256), contents)
+
+    def _read(self, place: str, size: int) -> Contents | None:
         try:
-            with open(self._place(file.sha256), "rb") as stored:
+            with open(place, "rb") as stored:
                 check, _, text = stored.read().partition(b"\n")
             if check != _check(text).encode():
                 return None
             contents = _decode(json.loads(text))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return contents if contents.header.size == file.size else None
+        return contents if contents.header.size == size else None
 
-    def remember_contents(self, file: SourceFile, contents: Contents, read_ns: int) -> None:
-        """Keeps what the file contains, looked up from `read_ns` on, unless the file was too young then."""
-        if racy(file.stamp, read_ns):
-            return
+    def _write(self, place: str, contents: Contents) -> None:
         text = json.dumps(_encode(contents), separators=(",", ":")).encode()
         with suppress(OSError):
-            _replace(self._place(file.sha256), _check(text).encode() + b"\n" + text)
+            _replace(place, _check(text).encode() + b"\n" + text)
 
-    def _place(self, sha256: str) -> str:
-        return os.path.join(self._folder, "contents", sha256[:2], f"{sha256}.json")
+    def place(self, folder: str, sha256: str, suffix: str = "json") -> str:
+        """The path of what is kept in `folder` under the digest of a file."""
+        return os.path.join(self._folder, folder, sha256[:2], f"{sha256}.{suffix}")
 
     def _append(self, line: bytes) -> None:
         with suppress(OSError):
@@ -138,11 +162,13 @@ def _check(text: bytes) -> str:
 
 def _encode(contents: Contents) -> dict[str, object]:
     header = contents.header
-    tensors = [[tensor.name, tensor.dtype, tensor.shape, tensor.start, tensor.nbytes] for tensor in header.tensors]
+    tensors = [[t.name, t.dtype, t.shape, t.start, t.nbytes, *_strides(t)] for t in header.tensors]
     return {
         "tensors": tensors,
         "metadata": dict(header.metadata),
         "data_start": header.data_start,
+        "notes": header.notes,
+        "whole": header.whole,
         "digests": contents.digests,
     }
 
@@ -152,15 +178,23 @@ def _decode(raw: dict[str, object]) -> Contents:
     if not isinstance(tensors, list) or not isinstance(metadata, dict) or not isinstance(data_start, int):
         raise TypeError
     entries = tuple(
-        TensorEntry(name, dtype, tuple(shape), start, nbytes) for name, dtype, shape, start, nbytes in tensors
+        TensorEntry(name, dtype, tuple(shape), start, nbytes, tuple(strides[0]) if strides else None)
+        for name, dtype, shape, start, nbytes, *strides in tensors
     )
+    notes, whole = raw.get("notes", []), raw.get("whole")
+    if not isinstance(notes, list) or not (whole is None or isinstance(whole, int)):
+        raise TypeError
     known = tuple(digests) if isinstance(digests, list) and len(digests) == len(entries) else None
-    return Contents(Header(entries, metadata, data_start), known)
+    return Contents(Header(entries, metadata, data_start, tuple(notes), whole), known)
+
+
+def _strides(tensor: TensorEntry) -> list[tuple[int, ...]]:
+    return [] if tensor.strides is None else [tensor.strides]
 
 
 def _replace(path: str, data: bytes) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    staged = f"{path}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+    staged = f"{path}.{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}.tmp"
     try:
         with open(staged, "xb") as file:
             file.write(data)

@@ -39,7 +39,10 @@ class Reader(Protocol):
 
 
 class LocalReader:
-    """Reads files of this machine, each opened once. A context manager that closes them at its end."""
+    """Reads files of this machine, each opened once. A context manager that closes them at its end.
+
+    A file on the Hub is brought here first, where that was not done before.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[int, SourceFile]] = {}
@@ -101,9 +104,10 @@ class LocalReader:
             with self._lock:
                 found = self._open.get(file.path)
                 if found is None:
-                    found = self._open[file.path] = (_open_checked(file), file)
+                    local = file if file.remote is None else file.remote.local()
+                    found = self._open[file.path] = (_open_checked(local), local)
         descriptor, opened = found
-        if opened.stamp != file.stamp:
+        if opened.stamp != file.stamp and file.remote is None:
             raise changed(file.path, "it was identified twice, as different files")
         return descriptor
 

@@ -29,31 +29,44 @@ RANK_LIMIT = 64
 COUNT_LIMIT = 2**60
 """Elements that a tensor may have, also while its dimensions are multiplied up."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor in a file: safetensors dtype name, shape, and `nbytes` bytes at `start`, counted from the file's 0."""
+    """A tensor in a file: safetensors dtype name, shape, and `nbytes` bytes at `start`, counted from the file's 0.
+
+    `strides`, in elements, are those of a tensor whose bytes do not lie in order (files of torch.save alone); its first
+    element is at `start`, and `nbytes` are what it has in order.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    strides: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a safetensors file contains: tensors in the order of their bytes, metadata, and where the data starts."""
+    """What a file of weights contains: tensors, metadata, and where the data starts.
+
+    Of a safetensors file the tensors are in the order of their bytes, which are all there is. A file of torch.save has
+    a size of its own, `whole`, and `notes` about what it holds besides tensors.
+    """
 
     tensors: tuple[TensorEntry, ...]
     metadata: Mapping[str, str]
     data_start: int
+    notes: tuple[str, ...] = ()
+    whole: int | None = None
 
     @property
     def size(self) -> int:
         """The number of bytes of the whole file."""
+        if self.whole is not None:
+            return self.whole
         return self.data_start + sum(tensor.nbytes for tensor in self.tensors)
 
 
@@ -83,17 +96,20 @@ def _open(path: str | os.PathLike[str], called: str) -> int:
 
 
 def _read(descriptor: int, size: int) -> Header:
+    length = header_length(_exactly(descriptor, min(size, 8), 0), size)
+    return parse_header(_exactly(descriptor, length, 8), size)
+
+
+def header_length(start: bytes, size: int) -> int:
+    """The bytes of the header that the `start` of a file of `size` bytes announces; raises Malformed."""
     if size < 10:
         raise Malformed(f"has {size} bytes, fewer than the smallest header")
-    length = int.from_bytes(_exactly(descriptor, 8, 0), "little")
+    length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT:
         raise Malformed(f"announces a header of {length} bytes; the limit is {HEADER_LIMIT}")
     if length > size - 8:
         raise Malformed(f"announces a header of {length} bytes, but has only {size} in all")
-    text = _exactly(descriptor, length, 8)
-    if text[:1] != b"{":
-        raise Malformed("has a header that does not start with {")
-    return parse_header(text, size)
+    return length
 
 
 def _exactly(descriptor: int, count: int, offset: int) -> bytes:
@@ -108,6 +124,8 @@ def _exactly(descriptor: int, count: int, offset: int) -> bytes:
 
 def parse_header(text: bytes, size: int) -> Header:
     """The header whose JSON is `text`, of a file of `size` bytes; raises Malformed, completing "the file …"."""
+    if text[:1] != b"{":
+        raise Malformed("has a header that does not start with {")
     raw = parse_object(text, finite=True)
     metadata = _metadata(raw.pop("__metadata__", {}))
     data_start = 8 + len(text)
@@ -125,9 +143,15 @@ def _metadata(value: object) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, entry: object, data_start: int) -> TensorEntry:
+def check_name(name: str) -> str:
+    """The name, which a tensor may have; raises Malformed for one that is empty, too long or no text to print."""
     if not name or len(name) > NAME_LIMIT or _CONTROL.search(name):
         raise Malformed(f"has a tensor named {show(name)}: empty, longer than {NAME_LIMIT} or with control characters")
+    return name
+
+
+def _entry(name: str, entry: object, data_start: int) -> TensorEntry:
+    check_name(name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise Malformed(f"describes {show(name)} with other keys than dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
