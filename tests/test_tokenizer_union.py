@@ -243,6 +243,21 @@ def test_words_of_either_vocabulary_are_one_token_where_text_is_cut_into_words(t
     assert vocabulary.new
 
 
+def test_words_are_tokens_whatever_class_the_donor_names(tmp_path, made):
+    """transformers' GPT2Tokenizer takes vocabulary and merges from tokenizer.json, and no more."""
+    donor = tmp_path / "donor"
+    donor.mkdir()
+    for path in (made / "bytes-en").iterdir():
+        (donor / path.name).write_bytes(path.read_bytes())
+    config = json.loads((donor / "tokenizer_config.json").read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
+    (donor / "tokenizer_config.json").write_text(json.dumps(config))
+    _, both = joined(tmp_path, donor, made / "bytes-de")
+    own = auto(made / "bytes-de")
+    words = [text for text in texts_of(own) if len(tokens(own, text)) == 1]
+    assert all(tokens(both, text) == tokens(own, text) for text in words)
+    assert set(both("the dog")) == {"input_ids", "attention_mask"}
+
+
 @pytest.mark.parametrize("kind", ["llama", "unigram", "words"])
 def test_tokens_of_the_donor_stay_one_token(tmp_path, made, kind):
     _, both = joined(tmp_path, made / f"{kind}-en", made / f"{kind}-de")
