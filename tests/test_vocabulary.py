@@ -152,7 +152,7 @@ def test_a_token_can_come_from_a_model_from_another_token_or_be_zeros(two):
     two.merge(
         HALF + 'tokenizer = "union"\n[merge.m.tokens]\n'
         'y = { model = "b", token = "v" }\nw = { zero = true }\nv = { model = "a", token_id = 0 }\n'
-        'x = { model = "a", force = true }\n'
+        'x = { model = "a", force = true }\nz = "b"\n'
     ).build()
     a, b, m = (rows(two, name)[0] for name in ("a", "b", "m"))
     assert np.array_equal(m["y"], half(a["y"], b["v"]))
@@ -193,7 +193,8 @@ def test_a_choice_that_cannot_be_met_is_refused_at_its_line(two, choice, told):
 @pytest.mark.parametrize(
     ("choice", "told"),
     [
-        ('"b"', "the token `y` is a table, not the string"),
+        ('"c"', "`c` is no input of [merge.m]"),
+        ("3", "the token `y` is an input or a table, not the number 3"),
         ("{}", "the token `y` takes either `model` or `zero = true`"),
         ('{ model = "b", zero = true }', "the token `y` takes either `model` or `zero = true`"),
         ("{ zero = false }", "`zero` is true, or not there"),

@@ -28,12 +28,13 @@ class TokenChoice:
 
 def choices(tokens: Mapping[str, Any]) -> dict[str, TokenChoice]:
     """The choices of a table that was checked, by token in the order of the file."""
-    return {
-        token: TokenChoice(
+    found = {}
+    for token, value in tokens.items():
+        entry: Mapping[str, Any] = {"model": value} if isinstance(value, str) else value
+        found[token] = TokenChoice(
             entry.get("model"), entry.get("token", token), entry.get("token_id"), entry.get("force", False)
         )
-        for token, entry in tokens.items()
-    }
+    return found
 
 
 def check_tokens(faults: Faults, path: Path, tokens: Table, inputs: Iterable[str]) -> None:
@@ -42,12 +43,16 @@ def check_tokens(faults: Faults, path: Path, tokens: Table, inputs: Iterable[str
     for token, entry in tokens.items():
         where = (*path, token)
         name = f"the token `{shown(token)}`"
-        if not isinstance(entry, dict):
-            faults.expected(where, name, "a table", entry, hint='an entry is written `{ model = "NAME" }`')
-            continue
-        good = read_all(faults, where, entry, TOKEN)
         if not token:
             faults.key(where, f"{title(path)} has a token without text")
+        if isinstance(entry, str):
+            _check_model(faults, where, path, entry, known)
+            continue
+        if not isinstance(entry, dict):
+            hint = 'an entry is written `"NAME"` or `{ model = "NAME" }`'
+            faults.expected(where, name, "an input or a table", entry, hint=hint)
+            continue
+        good = read_all(faults, where, entry, TOKEN)
         if entry.get("zero") is False:
             faults.value((*where, "zero"), "`zero` is true, or not there")
         if ("model" in entry) == ("zero" in entry):
@@ -57,6 +62,11 @@ def check_tokens(faults: Faults, path: Path, tokens: Table, inputs: Iterable[str
         for key in ("token", "token_id"):
             if key in entry and "model" not in entry:
                 faults.key((*where, key), f"`{key}` has no meaning without `model`")
-        if (model := good.get("model")) is not None and model not in known:
-            message = f"`{shown(model)}` is no input of {title(path[:2])}"
-            faults.unknown_value((*where, "model"), message, model, known, f"its inputs are {listed(known)}")
+        if "model" in good:
+            _check_model(faults, (*where, "model"), path, good["model"], known)
+
+
+def _check_model(faults: Faults, where: Path, path: Path, model: str, known: list[str]) -> None:
+    if model not in known:
+        message = f"`{shown(model)}` is no input of {title(path[:2])}"
+        faults.unknown_value(where, message, model, known, f"its inputs are {listed(known)}")
