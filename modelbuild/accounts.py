@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from modelbuild.plan.demand import Need, demand
-from modelbuild.plan.node import Node
+from modelbuild.plan.node import Node, inputs_of
 from modelbuild.result import ArtifactResult, Counts
 from modelbuild.session import Session
 
@@ -34,7 +34,7 @@ def read_bytes(session: Session, name: str, need: Need) -> int:
     total = 0
     for tensor in (*need.computed, *need.copied):
         node = artifact.tensors[tensor]
-        at_hand: dict[str, Node] = {used.key: used for used in (node, *node.inputs)}
+        at_hand: dict[str, Node] = {used.key: used for used in (node, *inputs_of(node))}
         decision = artifact.decisions.get(tensor)
         for label, key in decision.inputs if decision is not None else ():
             if key in at_hand and (label not in built or key in session.stored):

@@ -267,12 +267,25 @@ def _steps(node: Node) -> list[str]:
         return [*_steps(node.inputs[0]), last]
     lines = []
     for step in compile_program(node, {}).steps:
-        shape = "×".join(map(str, step.node.shape)) or "scalar"
+        shape = _shape(step.node)
         if isinstance(step, Read):
             assert step.node.source is not None
             source = step.node.source
             lines.append(f"read {source.name} from {source.source_file.name} ({step.node.dtype} {shape})")
         elif isinstance(step, Run):
             params = ", ".join(f"{key} = {value!r}" for key, value in step.node.params)
+            if step.node.rows is not None:
+                lines += [f"rows of {_called(used)} ({used.dtype} {_shape(used)})" for used in step.node.inputs]
             lines.append(f"{step.node.operation} ({params}) → {step.node.dtype} {shape}, key {step.node.key[:12]}")
     return lines
+
+
+def _shape(node: Node) -> str:
+    return "×".join(map(str, node.shape)) or "scalar"
+
+
+def _called(node: Node) -> str:
+    """What a tensor of which rows are taken is called: a source's by its name and file, another by its operation."""
+    if node.source is None:
+        return f"what {node.operation} makes, key {node.key[:12]}"
+    return f"{node.source.name} from {node.source.file.name}"

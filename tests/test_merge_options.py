@@ -314,7 +314,8 @@ def test_another_vocabulary_is_refused_with_its_size_and_may_be_left_to_the_dono
         "  --> Modelfile:8:11\n"
         "   |  `model.embed_tokens.weight` has 64 rows in `a`, 66 in `b`\n"
         "   |  `lm_head.weight` has 64 rows in `a`, 66 in `b`\n\n"
-        "hint: trim or extend one of them first, or leave these tensors to the donor: "
+        'hint: choose a vocabulary: tokenizer = "union", "base" or the name of an input; '
+        "or leave these tensors to the donor: "
         'copy = ["embed_tokens", "lm_head"]'
     )
     made = world.made(LERP + 'copy = ["embed_tokens", "lm_head"]\n')

@@ -106,13 +106,13 @@ def test_a_config_nests_sixty_four_deep_and_no_deeper():
 def test_every_key_of_a_merge():
     found = merge(
         'method = "passthrough"\nmodels = [{ model = "a" }]\nbase = "b"\ndtype = "float16"\nseed = 7\n'
-        'tokenizer = "a"\ntokens = { "<s>" = "a" }\npad_to_multiple_of = 64\nchat_template = "chatml"\n'
+        'tokenizer = "a"\ntokens = { "<s>" = "a" }\npad_to_multiple_of = 64\nchat_template = "a"\n'
         'only = "mlp"\ncopy = ["norm", "embed"]\nconfig = { n = 1 }\ngeneration = { t = 0.5 }\n'
         'description = "words"\nkeep = false'
     )
     assert (found.method, found.base, found.dtype, found.seed) == ("passthrough", "b", "float16", 7)
     assert (found.tokenizer, found.tokens, found.pad_to_multiple_of) == ("a", {"<s>": "a"}, 64)
-    assert (found.chat_template, found.only, found.copy) == ("chatml", ("mlp",), ("norm", "embed"))
+    assert (found.chat_template, found.only, found.copy) == ("a", ("mlp",), ("norm", "embed"))
     assert (found.config, found.generation) == ({"n": 1}, {"t": 0.5})
     assert (found.description, found.keep, found.parameters) == ("words", False, {})
 
@@ -273,10 +273,6 @@ def unbuilt(text, *names):
     [
         ('method = "ties"\nbase = "a"\nmodels = [{ model = "b", weight = 1 }]', "method `ties`", 8),
         ('method = "lora"\nbase = "a"\nadapters = [{ adapter = "l" }]\nbase_precision = "nf4"', "`base_precision`", 11),
-        ('method = "passthrough"\nmodels = [{ model = "a" }]\ntokenizer = "union"', '`tokenizer = "union"`', 10),
-        ('method = "passthrough"\nmodels = [{ model = "a" }]\ntokens = { x = "a" }', "`tokens`", 10),
-        ('method = "passthrough"\nmodels = [{ model = "a" }]\npad_to_multiple_of = 8', "`pad_to_multiple_of`", 10),
-        ('method = "passthrough"\nmodels = [{ model = "a" }]\nchat_template = "auto"', "`chat_template`", 10),
     ],
 )
 def test_what_a_merge_needs_and_this_version_does_not_build(body, what, line):
@@ -284,6 +280,13 @@ def test_what_a_merge_needs_and_this_version_does_not_build(body, what, line):
         f"error: `x` needs {what}, which this version does not build yet\n"
         f"  --> Modelfile:{line}:1\n   |  the Modelfile is right, and a later version builds it"
     ]
+
+
+@pytest.mark.parametrize(
+    "line", ['tokenizer = "union"', 'tokens = { x = "a" }', "pad_to_multiple_of = 8", 'chat_template = "auto"']
+)
+def test_choices_of_vocabulary_are_built(line):
+    assert unbuilt(f'[merge.x]\nmethod = "passthrough"\nmodels = [{{ model = "a" }}]\n{line}\n', "x") == []
 
 
 def test_what_other_artifacts_need_and_this_version_does_not_build():

@@ -23,6 +23,7 @@ ROOMS = (
     "importing",
     "sources",
     "adapters",
+    "tokenizer",
     "plan",
     "kernels",
     "cache",

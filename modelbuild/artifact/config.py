@@ -52,7 +52,7 @@ def config_json(planned: Planned) -> bytes | None:
         dtype_counts=count_dtypes(planned.tensors.values()),
         stack=planned.layout.main,
         layers=side.layers,
-        vocab=vocabulary({name: node.shape for name, node in planned.tensors.items()}),
+        vocab=vocabulary({name: node.shape for name, node in planned.tensors.items()}) or side.vocabulary,
         overrides=side.config_overrides,
         untied=side.untied,
     )

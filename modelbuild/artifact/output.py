@@ -73,7 +73,11 @@ def _key(plan: Plan, artifact: Planned, digests: Mapping[str, str]) -> str:
 def _copied_and_configs(artifact: Planned) -> tuple[dict[str, bytes | str], dict[str, str]]:
     """The files that are copied from sources, and the configs, with their digests."""
     files: dict[str, bytes | str] = {name: file.path for name, file in artifact.side.files.items()}
-    made = {"config.json": config_json(artifact), "generation_config.json": generation_json(artifact)}
+    made: dict[str, bytes | None] = {
+        **artifact.side.made,
+        "config.json": config_json(artifact),
+        "generation_config.json": generation_json(artifact),
+    }
     files |= {name: data for name, data in made.items() if data is not None}
     known = {name: file.sha256 for name, file in artifact.side.files.items() if made.get(name) is None}
     return files, known | side_digests({name: data for name, data in files.items() if name not in known})

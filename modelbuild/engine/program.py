@@ -6,7 +6,7 @@ into a slot. Slots are reused as soon as their last reader is done, so a long ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -34,12 +34,16 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Runs the kernel of a node on the slots of its streamed inputs. `index` finds the kernel prepared for it."""
+    """Runs the kernel of a node on the slots of its streamed inputs. `index` finds the kernel prepared for it.
+
+    `gathered` are, of a node that reads rows of its inputs, where those lie that are stored in the cache, by key.
+    """
 
     node: Node
     inputs: tuple[int, ...]
     slot: int
     index: int
+    gathered: Mapping[str, Located] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +111,32 @@ def compile_program(node: Node, cached: Mapping[str, Located], fresh: bool = Fal
             steps.append(Read(step_node, slot, cached.get(step_node.key), len(steps)))
             continue
         found = operation(step_node.operation)
-        steps.append(Run(step_node, tuple(slot_of[used.key] for used in inputs), slot, len(steps)))
+        slots_read = tuple(slot_of[used.key] for used in inputs)
+        steps.append(Run(step_node, slots_read, slot, len(steps), _gathered(step_node, cached)))
         scratch = max(scratch, found.scratch(step_node))
         room = max(room, found.room(step_node))
         surveys |= found.surveys(step_node)
-        memory += found.memory(step_node)
+        memory += found.memory(step_node) + _held(steps[-1])
         for key in {used.key for used in inputs}:
             if last_use[key] == position:
                 free.append(slot_of[key])
     return Program(node, tuple(steps), slots, scratch, memory, room, surveys)
+
+
+def _gathered(node: Node, cached: Mapping[str, Located]) -> Mapping[str, Located] | None:
+    """Where the inputs lie of which rows are read; None for another node."""
+    if node.rows is None:
+        return None
+    return {used.key: cached[used.key] for used in node.inputs if used.key in cached}
+
+
+def _held(step: Read | Run) -> int:
+    """The bytes of inputs that are made whole in memory, since rows of them are read and nothing has stored them."""
+    kept = None if isinstance(step, Read) else step.gathered
+    if kept is None:
+        return 0
+    made = [used for used in step.node.inputs if used.operation != "source" and used.key not in kept]
+    return sum(used.nbytes for used in made)
 
 
 def _stored(node: Node, cached: Mapping[str, Located], fresh: bool) -> bool:
@@ -150,13 +171,21 @@ Streaming: TypeAlias = "Callable[[Run, Mapping[int, Kernel], Pass], None]"
 
 
 def prepare(
-    program: Program, whole: Callable[[Node], NDArray[Any]], stream: Streaming, warn: Callable[[str], None]
+    program: Program,
+    whole: Callable[[Node], NDArray[Any]],
+    stream: Streaming,
+    warn: Callable[[str], None],
+    gather: Callable[[Run], Sequence[Any]],
 ) -> dict[int, Kernel]:
-    """The kernels of a program, by `Run.index`; `whole` gives an input whole, as raw elements in its shape."""
+    """The kernels of a program, by `Run.index`; `whole` gives an input whole, as raw elements in its shape, `gather`
+    the inputs of a step as kernels/rows.py reads rows of them."""
     kernels: dict[int, Kernel] = {}
     for run in program.runs:
         found = operation(run.node.operation)
-        arrays = [whole(run.node.inputs[index]) for index in found.whole(run.node)]
+        if run.gathered is not None:
+            arrays = gather(run)
+        else:
+            arrays = [whole(run.node.inputs[index]) for index in found.whole(run.node)]
         made = found.prepare(run.node, arrays)
         if found.surveys(run.node):
             show = partial(stream, run, dict(kernels))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modelbuild.engine.budget import Budget, Cancelled
+from modelbuild.engine.gather import gather
 from modelbuild.engine.jobs import Damaged, Job, Made, Progress, Tally, start
 from modelbuild.engine.program import Program, Read, Run, compile_program, prepare
 from modelbuild.engine.stretch import LEAST_TILE, RAW, Arena, Files, Stretch, bytes_of, pass_width, width_of
@@ -158,8 +159,7 @@ class Runner:
             if progress.kernels is None:
                 program = progress.job.program
                 self._budget.take(program.memory)
-                show, warn = partial(self._show, program, arena), partial(self._warn, progress.job.names)
-                progress.kernels = prepare(program, self._whole, show, warn)
+                progress.kernels = self._prepare(program, arena, partial(self._warn, progress.job.names))
             return progress.kernels
 
     def _show(self, program: Program, arena: Arena, run: Run, kernels: Mapping[int, Kernel], wanted: Pass) -> None:
@@ -184,7 +184,7 @@ class Runner:
         program = compile_program(node, {})
         view = bytes_of(raw.view(np.uint8)) if node.count else memoryview(b"")
         arena = Arena(max(TILE, program.room), program.slots, program.scratch)
-        kernels = prepare(program, self._whole, partial(self._show, program, arena), lambda text: None)
+        kernels = self._prepare(program, arena, lambda text: None)
         stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
         size, width = ITEMSIZE[node.dtype], width_of(program, arena)
         for begin in range(0, node.count, width):
@@ -193,7 +193,11 @@ class Runner:
         self._count(stretch.bytes_read, 0)
         return raw.reshape(node.shape)
 
-    def _count(self, read: int, written: int) -> None:
+    def _prepare(self, program: Program, arena: Arena, warn: Callable[[str], None]) -> dict[int, Kernel]:
+        gathered = partial(gather, self._files, self._whole, self._count)
+        return prepare(program, self._whole, partial(self._show, program, arena), warn, gathered)
+
+    def _count(self, read: int, written: int = 0) -> None:
         with self._lock:
             self.tally.read += read
             self.tally.written += written

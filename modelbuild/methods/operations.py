@@ -17,6 +17,10 @@ def operation(name: str) -> Operation:
         from modelbuild.methods._cast import Cast
 
         return Cast()
+    if name == "rows":
+        from modelbuild.methods._rows import Rows
+
+        return Rows()
     try:
         method: Method = import_module(f"modelbuild.methods.{name}").METHOD
     except (ModuleNotFoundError, AttributeError):

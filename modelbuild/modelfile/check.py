@@ -201,8 +201,3 @@ def _unbuilt_merge(merge: Merge) -> Iterator[tuple[str, str]]:
         yield "method", f"method `{merge.method}`"
     if merge.base_precision is not None:
         yield "base_precision", "`base_precision`"
-    if merge.tokenizer not in (None, "base"):
-        yield "tokenizer", f'`tokenizer = "{merge.tokenizer}"`'
-    for key in ("tokens", "pad_to_multiple_of", "chat_template"):
-        if getattr(merge, key):
-            yield key, f"`{key}`"

@@ -105,7 +105,7 @@ MERGE = _keys(
     Key("tokenizer", "string", "base, union, or the name of an input"),
     Key("tokens", "table", "where single tokens of the vocabulary come from"),
     Key("pad_to_multiple_of", "integer", "pad the vocabulary to a multiple of this", low=1),
-    Key("chat_template", "string", "auto, the name of a template, or its text"),
+    Key("chat_template", "string", "auto, the name of an input, or the template's text"),
     Key("only", "patterns", "patterns of what is merged; the rest is the donor's", least=1),
     Key("copy", "patterns", "patterns of what is taken from the donor as it is", least=1),
     Key("config", "table", "overrides of config.json"),
@@ -137,6 +137,13 @@ PUBLISH = _keys(
     Key("language", "strings", "languages of the model card"),
     Key("tags", "strings", "tags of the model card"),
     Key("notes", "string", "text for the model card"),
+)
+TOKEN = _keys(
+    Key("model", "string", "the model whose row it is"),
+    Key("token", "string", "another token of that model, whose row it is"),
+    Key("token_id", "integer", "the row of that model, by number", low=0, high=2**31 - 1),
+    Key("zero", "boolean", "true: the row is zeros"),
+    Key("force", "boolean", "whether models that have the token get this row too"),
 )
 CHOICE = _keys(
     Key("match", "string", "piece of a tensor's name, * standing for anything; absent: fits everything"),

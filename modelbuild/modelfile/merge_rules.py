@@ -8,6 +8,7 @@ from modelbuild.modelfile.faults import Faults
 from modelbuild.modelfile.spec import Merge, Path, Slice
 from modelbuild.modelfile.suggest import listed, shown
 from modelbuild.modelfile.tables import ALIASES, Table, title
+from modelbuild.modelfile.tokens import check_tokens
 
 if TYPE_CHECKING:
     from modelbuild.methods.base import Method
@@ -53,12 +54,16 @@ def _check_shape(faults: Faults, path: Path, raw: Table, method: Method | None) 
             faults.key((*path, key), f"method {called} takes `{wanted}`, not `{key}`", hint=hint)
     if wanted not in raw and "slices" not in raw and wanted not in map(ALIASES.get, raw):
         faults.key(path, f"{title(path)} has no `{wanted}`", f"method {called} takes `{wanted}`")
+    for key in ("tokens", "pad_to_multiple_of"):
+        if key in raw and wanted == "adapters":
+            hint = "give the result to a merge by `passthrough`"
+            faults.key((*path, key), f"`{key}` has no meaning with method {called}", hint=hint)
     if "base_precision" in raw and wanted != "adapters":
         faults.key((*path, "base_precision"), f"`base_precision` has no meaning with method {called}")
 
 
 def _check_names(faults: Faults, path: Path, merge: Merge) -> None:
-    """`ends` and `tokenizer` name inputs of this merge."""
+    """`ends`, `tokenizer`, `tokens` and `chat_template` name inputs of this merge."""
     entries = [*merge.models, *(entry for part in merge.slices for entry in part.models)]
     inputs = list(dict.fromkeys([*([merge.base] if merge.base else []), *(entry.name for entry in entries)]))
     if merge.ends is not None:
@@ -71,6 +76,12 @@ def _check_names(faults: Faults, path: Path, merge: Merge) -> None:
         message = f'`tokenizer` is "base", "union" or an input of {title(path)}, not "{shown(merge.tokenizer)}"'
         known = ["base", "union", *inputs]
         faults.unknown_value((*path, "tokenizer"), message, merge.tokenizer, known, f"its inputs are {listed(inputs)}")
+    check_tokens(faults, (*path, "tokens"), dict(merge.tokens), inputs)
+    template = merge.chat_template
+    if template is not None and "{" not in template and template not in ("auto", *inputs):
+        message = f'`chat_template` is "auto", an input of {title(path)} or the text of one, not "{shown(template)}"'
+        known = ["auto", *inputs]
+        faults.unknown_value((*path, "chat_template"), message, template, known, f"its inputs are {listed(inputs)}")
 
 
 def _check_method(faults: Faults, path: Path, raw: Table, method: Method) -> None:

@@ -151,6 +151,7 @@ def _merge() -> type[BaseModel]:
         models=models,
         adapters=entries("Folded", keys.FOLDED, ("input",)),
         slices=entries("Slice", keys.SLICE, ("merge", "input"), models=models),
+        tokens=dict[str, str | _model("Token", _fields(keys.TOKEN))],  # type: ignore[misc]
     )
     return _model("Merge", fields | _parameters(("merge", "input"), keys.MERGE))
 

@@ -17,11 +17,11 @@ from modelbuild.plan.merge import (
     computed,
     idle_patterns,
     is_merged,
-    overridden,
     parameters,
     wanted_dtype,
 )
 from modelbuild.plan.node import Node, cast, source_node
+from modelbuild.plan.overrides import overridden
 from modelbuild.plan.planned import Decision, Planned
 from modelbuild.plan.values import Spot, greatest_layer
 from modelbuild.sources.content import SourceAdapter, SourceTensor

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from modelbuild.methods.operations import operation
 from modelbuild.modelfile.spec import Adapter, Merge, Quantize, Spec
-from modelbuild.plan.node import Node
+from modelbuild.plan.node import Node, inputs_of
 from modelbuild.plan.planned import Plan, Planned
 
 WIDE = 192
@@ -84,7 +84,7 @@ def _sort(need: Need, name: str, node: Node, own: bool) -> None:
 
 def _ask(artifact: Planned, name: str, node: Node, asked: Mapping[str, dict[str, set[str]]]) -> None:
     """Passes the need for a tensor on to the artifacts that its inputs are part of."""
-    used = {node.key, *(read.key for read in node.inputs)}
+    used = {node.key, *(read.key for read in inputs_of(node))}
     decision = artifact.decisions.get(name)
     for other, key in decision.inputs if decision is not None else ():
         if key in used and other in asked:
@@ -92,10 +92,11 @@ def _ask(artifact: Planned, name: str, node: Node, asked: Mapping[str, dict[str,
 
 
 def _surveyed(node: Node) -> set[str]:
-    """The keys of inputs that are read more than once for this one tensor."""
+    """The keys of inputs that are read more than once for this one tensor, or not from start to end."""
+    gathered = {used.key for read in (node, *node.inputs) if read.rows is not None for used in read.inputs}
     if node.operation == "source" or node.outputs or not operation(node.operation).surveys(node):
-        return set()
-    return {read.key for read in node.inputs}
+        return gathered
+    return gathered | {read.key for read in inputs_of(node)}
 
 
 def _made_before(plan: Plan, built: Sequence[Planned]) -> set[str]:

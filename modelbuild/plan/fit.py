@@ -215,9 +215,8 @@ def _hint(message: str, sliced: bool) -> str | None:
     if "vocabularies" in message and sliced:
         return "take both ends from one model: ends = NAME"
     if "vocabularies" in message:
-        return (
-            'trim or extend one of them first, or leave these tensors to the donor: copy = ["embed_tokens", "lm_head"]'
-        )
+        choice = 'choose a vocabulary: tokenizer = "union", "base" or the name of an input'
+        return f'{choice}; or leave these tensors to the donor: copy = ["embed_tokens", "lm_head"]'
     if "missing" in message or "lacks" in message:
         return "restrict the merge to what both have (only = [PATTERN]), or take it from the donor (copy = [PATTERN])"
     if "cannot be merged" in message:

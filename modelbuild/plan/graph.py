@@ -15,6 +15,7 @@ from modelbuild.plan.merge import plan_merge
 from modelbuild.plan.node import source_node
 from modelbuild.plan.planned import Plan, Planned, Side
 from modelbuild.plan.quantize import plan_quantize
+from modelbuild.plan.tokenizers import with_chat_template
 from modelbuild.sources.content import SourceAdapter, SourceModel
 from modelbuild.sources.resolve import Request
 
@@ -95,10 +96,12 @@ def _plan_one(
 ) -> Planned:
     found = method(merge.method)
     assert found is not None
+    inputs = {name: artifacts[name] for name in spec.references(merge.name) if name in artifacts}
     if found.takes == "adapters":
-        return plan_lora(spec, merge, found, artifacts[merge.base or ""], adapters)
-    inputs = {name: artifacts[name] for name in spec.references(merge.name)}
-    return plan_merge(spec, merge, found, inputs)
+        planned = plan_lora(spec, merge, found, artifacts[merge.base or ""], adapters)
+    else:
+        planned = plan_merge(spec, merge, found, inputs)
+    return with_chat_template(spec, merge, planned, inputs)
 
 
 def plan_source(model: SourceModel) -> Planned:

@@ -10,9 +10,12 @@ from modelbuild.modelfile.spec import Input, Merge, Scalar, Slice, Spec
 from modelbuild.plan.fit import Misfits, Row, agree_exactly
 from modelbuild.plan.layout import Place, comes_last
 from modelbuild.plan.node import FLOATS, Node, cast, operation_node
+from modelbuild.plan.overrides import overridden
 from modelbuild.plan.pattern import any_matches, matches
 from modelbuild.plan.planned import Decision, Planned, Side
+from modelbuild.plan.token_tensors import with_heads
 from modelbuild.plan.values import Level, Spot, greatest_layer, resolve
+from modelbuild.plan.vocabulary import Aligned, align
 from modelbuild.sources.buffers import is_recomputed
 
 FLOAT_DTYPES = frozenset(FLOATS.values())
@@ -40,6 +43,8 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
 
     Raises BuildFailed with every misfit: missing or extra tensors, shapes, layer counts, refused parameters.
     """
+    aligned = align(spec, merge, with_heads(inputs, donor_name(merge)), donor_name(merge))
+    inputs = aligned.inputs
     misfits = Misfits(spec, merge, inputs)
     stretches = _stretches(merge, method, inputs, misfits)
     misfits.stop()
@@ -47,12 +52,12 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
     tensors: dict[str, Node] = {}
     decisions: dict[str, Decision] = {}
     for row in _rows(merge, inputs, stretches, misfits):
-        node, decision = _tensor(spec, merge, method, row, misfits)
+        node, decision = _tensor(spec, merge, method, row, misfits, aligned)
         tensors[row.name] = node
-        decisions[row.name] = decision
+        decisions[row.name] = aligned.told(decision)
     misfits.stop()
-    misfits.notes += [*idle_patterns(merge, tensors), *misfits.buffer_notes()]
-    return Planned(merge.name, "merge", tensors, _side(merge, inputs, stretches), decisions, tuple(misfits.notes))
+    notes = (*aligned.notes, *misfits.notes, *idle_patterns(merge, tensors), *misfits.buffer_notes())
+    return Planned(merge.name, "merge", tensors, _side(merge, aligned.side, stretches), decisions, notes)
 
 
 def idle_patterns(merge: Merge, names: Iterable[str]) -> list[str]:
@@ -74,33 +79,13 @@ def donor_name(merge: Merge) -> str:
     return first[0].name
 
 
-def _side(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stretch]) -> Side:
-    side = inputs[donor_name(merge)].side
+def _side(merge: Merge, side: Side, stretches: Sequence[Stretch]) -> Side:
     layers = side.layers
     if merge.slices:
         chosen = [s.donor_start + i for s in stretches for i in range(s.count)]
         before = side.layers
         layers = tuple(before[layer] if before is not None else layer for layer in chosen)
     return overridden(replace(side, layers=layers), merge)
-
-
-def overridden(side: Side, merge: Merge) -> Side:
-    """The side files with what the merge overrides in config.json and generation_config.json."""
-    return replace(
-        side,
-        config_overrides=merged(side.config_overrides, merge.config),
-        generation_overrides=merged(side.generation_overrides, merge.generation),
-    )
-
-
-def merged(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
-    """`new` laid over `old`, tables within tables merged."""
-    result = dict(old)
-    for key, value in new.items():
-        before = result.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(before, value) if both else value  # type: ignore[arg-type]
-    return result
 
 
 # --- which tensors meet which -----------------------------------------------------------------------------------------
@@ -282,10 +267,12 @@ def _check_points(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequen
 # --- one tensor -------------------------------------------------------------------------------------------------------
 
 
-def _tensor(spec: Spec, merge: Merge, method: Method, row: Row, misfits: Misfits) -> tuple[Node, Decision]:
+def _tensor(
+    spec: Spec, merge: Merge, method: Method, row: Row, misfits: Misfits, aligned: Aligned
+) -> tuple[Node, Decision]:
     inputs = misfits.inputs
     own = inputs[row.donor].tensors[row.own]
-    wanted = wanted_dtype(spec, merge, own)
+    wanted = wanted_dtype(spec, merge, aligned.original(own))
     asis = (cast(own, wanted), Decision(inputs=((row.donor, own.key),)))
     if not row.inputs or not is_merged(merge, row.name):
         return asis

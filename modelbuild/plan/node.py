@@ -17,6 +17,7 @@ from modelbuild.methods._cast import VERSION as CAST
 
 if TYPE_CHECKING:
     from modelbuild.formats.base import Output
+    from modelbuild.plan.rows import RowMap
     from modelbuild.sources.content import SourceTensor
 
 Params = tuple[tuple[str, Field], ...]
@@ -28,7 +29,8 @@ class Node:
 
     `operation` is the name of a method's operation, or "source" for a tensor that exists already; then `source` says
     where. `inputs` are in the order the operation defines. `free` nodes have no numerics class. A node that makes
-    several tensors together has `outputs`, and the dtype and shape of the first of them.
+    several tensors together has `outputs`, and the dtype and shape of the first of them. `rows` says, for the operation
+    of that name, which rows of the inputs make it; `params` have its digest.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Node:
     source: SourceTensor | None = None
     numerics: str | None = None
     outputs: tuple[Output, ...] = ()
+    rows: RowMap | None = None
 
     @property
     def count(self) -> int:
@@ -79,11 +82,12 @@ def operation_node(
     dtype: str,
     shape: tuple[int, ...],
     numerics: str | None = None,
+    rows: RowMap | None = None,
 ) -> Node:
     """The node of a computed tensor; `params` in the order the operation defines, part of the key as they are."""
     inputs_keys = tuple(node.key for node in inputs)
     key = identity("node/1", operation, version, params, inputs_keys, dtype, shape, numerics)
-    return Node(key, operation, version, params, inputs, dtype, shape, numerics=numerics)
+    return Node(key, operation, version, params, inputs, dtype, shape, numerics=numerics, rows=rows)
 
 
 def cast(node: Node, dtype: str) -> Node:
@@ -91,3 +95,8 @@ def cast(node: Node, dtype: str) -> Node:
     if node.dtype == dtype:
         return node
     return operation_node("cast", CAST, (), (node,), dtype, node.shape)
+
+
+def inputs_of(node: Node) -> list[Node]:
+    """The inputs of a node, and with them those of inputs whose rows are only in another order."""
+    return [*node.inputs, *(used for read in node.inputs if read.rows is not None for used in read.inputs)]

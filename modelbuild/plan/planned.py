@@ -26,7 +26,8 @@ class Decision:
 @dataclass(frozen=True, slots=True)
 class Side:
     """What goes beside the weights: config.json and generation_config.json as data (None: the source has none), the
-    files to copy, and which source layer each output layer is, where slices chose."""
+    files to copy, those that are `made`, which source layer each output layer is, where slices chose, and the rows of
+    the embedding, where a vocabulary was chosen."""
 
     config: Mapping[str, Any] | None = None
     config_file: SourceFile | None = None
@@ -35,8 +36,10 @@ class Side:
     generation_file: SourceFile | None = None
     generation_overrides: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, SourceFile] = field(default_factory=dict)
+    made: Mapping[str, bytes] = field(default_factory=dict)
     layers: tuple[int, ...] | None = None
     untied: bool = False
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from modelbuild.formats.base import Format, Model, Pack, Packing, Unfit
 from modelbuild.formats.numerics import MissingLibrary, numerics_class
 from modelbuild.formats.registry import formats
 from modelbuild.modelfile.spec import Quantize, Scalar, Spec
-from modelbuild.plan.merge import merged
 from modelbuild.plan.node import Node, operation_node
+from modelbuild.plan.overrides import merged
 from modelbuild.plan.pattern import any_matches, matches
 from modelbuild.plan.planned import Decision, Planned
 

@@ -1,0 +1,1 @@
+"""Tokenizers, read without the libraries that run them: vocabularies, their union, and the files that say so."""
