@@ -43,7 +43,9 @@ class Runs:
 def run(command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Run:
     """Runs a process to its end; exits with its messages if it fails. Dirty pages of earlier runs are synced before."""
     os.sync()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}
+    # Sources are compiled once for each machine, as pip does it when it installs.
+    known = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**known, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}
     log = DATA / "log"
     log.mkdir(parents=True, exist_ok=True)
     with (log / "stdout").open("w+b") as out, (log / "stderr").open("w+b") as err:

@@ -115,6 +115,10 @@ class Process:
         end = struct.unpack("q", self._shared[:8])[0]
         return self._shared[8 : 8 + end].decode().split("\n")[:-1]
 
+    def told(self):
+        """What it has written on stderr so far."""
+        return os.pread(self._files[1].fileno(), 2**20, 0).decode()
+
     def over(self):
         """Whether it has ended, without waiting and without reaping it."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

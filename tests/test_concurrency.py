@@ -56,6 +56,23 @@ def slowly(seconds, call="pwrite"):
     return fault
 
 
+def held(world, writes):
+    """Stands still after so many writes, until `let_go`."""
+    done = []
+
+    def fault(number, name, arguments):
+        if name == "pwrite":
+            done.append(number)
+            if len(done) > writes:
+                until((world.root / "go").exists, 120)
+
+    return fault
+
+
+def let_go(world):
+    (world.root / "go").touch()
+
+
 def until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -86,9 +103,12 @@ def test_of_several_builds_of_one_target_one_computes_and_the_others_take_it(wor
 
 def test_waiting_for_an_artifact_names_the_process_that_writes_it(world):
     two_models(world)
-    first = Process(world, *FAST, fault=slowly(0.02))
+    first = Process(world, *FAST, fault=held(world, 6))
     until(lambda: first.calls.count("pwrite") > 6)
-    second = run(world, *FAST)
+    waiting = Process(world, *FAST)
+    until(lambda: waiting.told().startswith("waiting for"))
+    let_go(world)
+    second = waiting.wait()
     assert second.code == 0
     host = os.uname().nodename
     told = second.stderr.splitlines()[0]
@@ -98,9 +118,12 @@ def test_waiting_for_an_artifact_names_the_process_that_writes_it(world):
 
 def test_a_collection_waits_for_a_build_and_names_it_and_a_build_for_a_collection(world):
     two_models(world)
-    builder = Process(world, *FAST, fault=slowly(0.02))
+    builder = Process(world, *FAST, fault=held(world, 6))
     until(lambda: builder.calls.count("pwrite") > 6)
-    gc = run(world, "cache", "gc", "--max-size", "0")
+    waiting = Process(world, "cache", "gc", "--max-size", "0")
+    until(lambda: waiting.told().startswith("waiting for"))
+    let_go(world)
+    gc = waiting.wait()
     assert gc.code == 0
     assert gc.stderr.startswith(f"waiting for process {builder.pid} on "), gc.stderr
     assert "which has been building `m` since" in gc.stderr
@@ -120,10 +143,10 @@ def test_a_collection_waits_for_a_build_and_names_it_and_a_build_for_a_collectio
 def test_a_build_that_waits_goes_on_when_the_other_one_is_killed(world):
     two_models(world)
     clean = world.from_nothing().bytes("m")
-    first = Process(world, *FAST, fault=slowly(0.02))
+    first = Process(world, *FAST, fault=held(world, 10))
     until(lambda: first.calls.count("pwrite") > 10)
     second = Process(world, *FAST, "--json")
-    time.sleep(0.1)
+    until(lambda: second.told().startswith("waiting for"))
     first.kill()
     assert first.wait().code == -signal.SIGKILL
     ran = second.wait()

@@ -78,7 +78,7 @@ def cache_gc(
         raise UsageError(f"`--max-age {max_age}` is not a number of days")
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr)
+        print(text, file=sys.stderr, flush=True)
 
     data = gc_data(_with_cache(context, cache, lambda store: gc(store, limit, max_age, dry_run, waiting=say)))
     show(data, show_gc(data), as_json)
