@@ -6,6 +6,7 @@ import pytest
 from merging import MergeWorld
 from vocabularies import auto, model, word_level
 
+from modelbuild.modelfile.chat_templates import TEMPLATES
 from modelbuild.tokenizer.nouns import Unreadable
 from modelbuild.tokenizer.template import template_of, usual, with_template
 
@@ -112,8 +113,49 @@ def test_an_input_without_a_template_is_refused_naming_those_that_have_one(world
 
 def test_a_name_of_nothing_is_a_fault_of_the_modelfile(world):
     models(world, a=SHORT, b=None)
-    told = world.refusal(LERP + 'chat_template = "chatml"\n', code=2)
-    assert '`chat_template` is "auto", an input of [merge.m] or the text of one, not "chatml"' in told
+    told = world.refusal(LERP + 'chat_template = "chatnl"\n', code=2)
+    assert '`chat_template` is "auto", an input, a known format or a text, not "chatnl"' in told
+    assert "the inputs of [merge.m] are `a`, `b`" in told
+    assert "did you mean `chatml`?" in told
+
+
+TALK = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "hi"},
+    {"role": "user", "content": "bye"},
+]
+FORMATS = {
+    "chatml": "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+    "<|im_start|>assistant\nhi<|im_end|>\n<|im_start|>user\nbye<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nbe kind<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nhello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nhi<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nbye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "<s>[INST] be kind [/INST][INST] hello [/INST] hi</s>[INST] bye [/INST]",
+    "alpaca": "be kind\n\n### Instruction:\nhello\n\n### Response:\nhi</s>\n\n### Instruction:\nbye\n\n### Response:\n",
+    "exaone": "[|system|]be kind[|endofturn|]\n[|user|]hello\n[|assistant|]hi[|endofturn|]\n[|user|]bye\n[|assistant|]",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_format_that_has_a_name_is_written_as_it_reads(world, name):
+    size = word_level(world.root / "a", ["hello", "<s>", "</s>"], bos_token="<s>", eos_token="</s>")
+    model(world, "a", size, seed=1)
+    text = '[merge.m]\nmethod = "passthrough"\nmodels = [{ model = "a" }]\n'
+    world.merge(text + f'chat_template = "{name}"\n').build()
+    made = auto(world.out / "m").apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
+    assert made == FORMATS[name]
+
+
+def test_every_known_format_is_tried():
+    assert set(FORMATS) == set(TEMPLATES)
+
+
+def test_an_input_goes_before_a_format_of_its_name(world):
+    models(world, chatml=SHORT)
+    text = '[merge.m]\nmethod = "passthrough"\nmodels = [{ model = "chatml" }]\nchat_template = "chatml"\n'
+    world.merge(text).build()
+    assert says(world.out / "m") == "short"
 
 
 # --- where it stands --------------------------------------------------------------------------------------------------

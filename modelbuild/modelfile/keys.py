@@ -105,7 +105,7 @@ MERGE = _keys(
     Key("tokenizer", "string", "base, union, or the name of an input"),
     Key("tokens", "table", "where single tokens of the vocabulary come from"),
     Key("pad_to_multiple_of", "integer", "pad the vocabulary to a multiple of this", low=1),
-    Key("chat_template", "string", "auto, the name of an input, or the template's text"),
+    Key("chat_template", "string", "auto, the name of an input or of a known format, or the template's text"),
     Key("only", "patterns", "patterns of what is merged; the rest is the donor's", least=1),
     Key("copy", "patterns", "patterns of what is taken from the donor as it is", least=1),
     Key("config", "table", "overrides of config.json"),

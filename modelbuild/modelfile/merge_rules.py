@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modelbuild.modelfile.chat_templates import TEMPLATES
 from modelbuild.modelfile.faults import Faults
 from modelbuild.modelfile.spec import Merge, Path, Slice
 from modelbuild.modelfile.suggest import listed, shown
@@ -78,10 +79,10 @@ def _check_names(faults: Faults, path: Path, merge: Merge) -> None:
         faults.unknown_value((*path, "tokenizer"), message, merge.tokenizer, known, f"its inputs are {listed(inputs)}")
     check_tokens(faults, (*path, "tokens"), dict(merge.tokens), inputs)
     template = merge.chat_template
-    if template is not None and "{" not in template and template not in ("auto", *inputs):
-        message = f'`chat_template` is "auto", an input of {title(path)} or the text of one, not "{shown(template)}"'
-        known = ["auto", *inputs]
-        faults.unknown_value((*path, "chat_template"), message, template, known, f"its inputs are {listed(inputs)}")
+    if template is not None and "{" not in template and template not in ("auto", *inputs, *TEMPLATES):
+        message = f'`chat_template` is "auto", an input, a known format or a text, not "{shown(template)}"'
+        facts = [f"the inputs of {title(path)} are {listed(inputs)}", f"known formats are {listed(TEMPLATES)}"]
+        faults.unknown_value((*path, "chat_template"), message, template, ["auto", *inputs, *TEMPLATES], *facts)
 
 
 def _check_method(faults: Faults, path: Path, raw: Table, method: Method) -> None:

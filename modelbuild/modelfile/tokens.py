@@ -52,7 +52,9 @@ def check_tokens(faults: Faults, path: Path, tokens: Table, inputs: Iterable[str
             hint = 'an entry is written `"NAME"` or `{ model = "NAME" }`'
             faults.expected(where, name, "an input or a table", entry, hint=hint)
             continue
-        good = read_all(faults, where, entry, TOKEN)
+        # A token may be nothing but space, which other strings may not.
+        spaces = isinstance(entry.get("token"), str) and entry["token"].isspace()
+        good = read_all(faults, where, {**entry, "token": "space"} if spaces else entry, TOKEN)
         if entry.get("zero") is False:
             faults.value((*where, "zero"), "`zero` is true, or not there")
         if ("model" in entry) == ("zero" in entry):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelbuild.errors import BuildFailed, Fault, SourceChanged, Where
+from modelbuild.modelfile.chat_templates import TEMPLATES
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.plan.overrides import merged
 from modelbuild.plan.planned import Planned, Side
@@ -79,7 +80,8 @@ def with_files(side: Side, made: Mapping[str, bytes], dropped: frozenset[str] = 
 
 
 def with_chat_template(spec: Spec, merge: Merge, planned: Planned, inputs: Mapping[str, Planned]) -> Planned:
-    """The merge with the chat template that it asks for: an input's, the one that most inputs have, or a text.
+    """The merge with the chat template that it asks for: the one that most inputs have, an input's, that of a format
+    that has a name, or a text.
 
     `inputs` are those of the merge, the donor first. Raises BuildFailed where an input that is named has none.
     """
@@ -89,7 +91,10 @@ def with_chat_template(spec: Spec, merge: Merge, planned: Planned, inputs: Mappi
     where = spec.where("merge", merge.name, "chat_template")
     try:
         have = {name: template_of(tokenizer_files(other.side)) for name, other in inputs.items()}
-        template = usual(list(have.values())) if wanted == "auto" else have.get(wanted) if wanted in have else wanted
+        if wanted == "auto":
+            template = usual(list(have.values()))
+        else:
+            template = have[wanted] if wanted in have else TEMPLATES.get(wanted, wanted)
         if template is None and wanted != "auto":
             others = [f"`{name}` has one" for name, found in have.items() if found is not None]
             raise BuildFailed(f"`{wanted}` has no chat template", where=where, facts=others)
