@@ -68,6 +68,15 @@ def test_threads_and_memory_change_no_byte(chain, options):
     assert [other.bytes(name) for name in "abc"] == [chain.bytes(name) for name in "abc"]
 
 
+def test_whole_tensors_stay_within_the_budget_as_long_as_each_fits(chain):
+    """The largest weight is 64×320 in bfloat16: 40 KB, and sixteen times that while it is packed."""
+    for jobs in (1, 4):
+        other = chain.copy()
+        assert 640_000 < other.build("a", jobs=jobs, memory="2MB").peak_tensor_bytes <= 2_000_000
+    assert other.plan("a", memory="2MB")["a"].alone == ()
+    assert len(other.copy().plan("a", memory="500KB")["a"].alone) == 6
+
+
 @pytest.mark.parametrize("piece", [1, 64, 5000, 10**9])
 def test_how_much_is_packed_at_a_time_changes_no_byte(chain, monkeypatch, piece):
     monkeypatch.setattr(_bnb_packer, "PIECE", piece)

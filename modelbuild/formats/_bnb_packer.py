@@ -39,7 +39,8 @@ class BnbPacker:
         """The scales of the whole tensor in float32, some copies of them, and one piece on its way."""
         rows, columns = _shape(node)
         scales = rows if node.param("type") == "int8" else rows * columns // _block(node)
-        return 16 * scales + _SCRATCH * max(PIECE, columns * _row_step(node, columns))
+        piece = max(PIECE, columns * _row_step(node, columns))
+        return 16 * scales + _SCRATCH * min(rows * columns, piece)
 
     @contextmanager
     def running(self) -> Iterator[None]:
