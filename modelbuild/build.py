@@ -300,6 +300,8 @@ def remember(
     """Writes the lock, the records that `why` reads, what the cache must keep, and the stamp of a finished build."""
     outputs = recorded_outputs(session, listener) if session.options.record else {}
     lock = settle_lock(session.options, session.held, session.sources, outputs)
+    for name in outputs:
+        listener.say(f"{name}: recorded in {session.held.file}")
     for name, record in session.new_records.items():
         built = results.get(name)
         last = session.records.read("plan", name) or {}

@@ -13,7 +13,6 @@ from typing import Any
 from modelbuild.accounts import read_bytes
 from modelbuild.artifact.output import is_fresh, side_files
 from modelbuild.artifact.provenance import FILE as PROVENANCE
-from modelbuild.engine.pack import for_tensors, packing_memory
 from modelbuild.engine.program import Read, Run, compile_program
 from modelbuild.errors import UsageError
 from modelbuild.fetching import downloads, on_the_same_disk
@@ -172,10 +171,19 @@ def _alone(session: Session, nodes: Sequence[Node], names: Sequence[str]) -> lis
         f"`{name}` needs {show_bytes(program.memory)}"
         for name, node in zip(names, nodes, strict=True)
         if node.operation == "lora" and (program := compile_program(node, {})).memory > budget
-    ] + [
+    ] + _packed_alone([(name, node) for name, node in zip(names, nodes, strict=True) if node.outputs], budget)
+
+
+def _packed_alone(packed: Sequence[tuple[str, Node]], budget: int) -> list[str]:
+    """The packed tensors that need more than the budget."""
+    if not packed:
+        return []
+    from modelbuild.engine.pack import for_tensors, packing_memory
+
+    return [
         f"`{name}` needs {show_bytes(needed)}"
-        for name, node in zip(names, nodes, strict=True)
-        if node.outputs and (needed := packing_memory(node)) > for_tensors(budget)
+        for name, node in packed
+        if (needed := packing_memory(node)) > for_tensors(budget)
     ]
 
 

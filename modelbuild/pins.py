@@ -7,8 +7,9 @@ stops where files or methods here are not that.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelbuild import __version__
@@ -142,6 +143,20 @@ def check_before(held: Held) -> None:
     ]
     if faults:
         raise LockOutOfDate(faults)
+    if gone := [fault for name in held.names for fault in _gone(held, held.lock, name)]:
+        raise VerificationFailed(gone)
+
+
+def _gone(held: Held, lock: Lock, name: str) -> Iterator[Fault]:
+    """A fault if locked files of a local source are missing, though the source itself is there."""
+    entry, artifact = lock.sources.get(name), held.spec.artifacts[name]
+    if entry is None or not isinstance(artifact, (Base, Adapter)) or is_hub(entry.origin) or artifact.source is None:
+        return
+    place = os.path.join(os.path.dirname(os.path.abspath(held.file)), artifact.source)
+    place = os.path.join(place, getattr(artifact, "subfolder", None) or "")
+    if os.path.isdir(place):
+        missing = [file.name for file in entry.files if not os.path.lexists(os.path.join(place, file.name))]
+        yield from _not_as_locked(held, name, [f"{show(file)} is missing" for file in missing])
 
 
 def check_found(held: Held, found: Found) -> None:
@@ -210,10 +225,14 @@ def _other_files(held: Held, lock: Lock, source: SourceModel | SourceAdapter) ->
             facts.append(f"{show(name)} is not in the lock")
         elif locked[name] != found[name]:
             facts += [f"{show(name)}: expected {_told(locked[name])}", f"{show(name)}: found    {_told(found[name])}"]
+    yield from _not_as_locked(held, source.name, facts)
+
+
+def _not_as_locked(held: Held, name: str, facts: Sequence[str]) -> Iterator[Fault]:
     if facts:
-        where = held.spec.where_artifact(source.name)
+        where = held.spec.where_artifact(name)
         hint = "put the locked files back; `modelbuild lock` accepts those that are here"
-        yield Fault(f"source `{source.name}` is not what the lock says", where, tuple(facts), hint)
+        yield Fault(f"source `{name}` is not what the lock says", where, tuple(facts), hint)
 
 
 def _told(file: LockedFile) -> str:

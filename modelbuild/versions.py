@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
-from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -24,6 +23,7 @@ from modelbuild.formats.registry import formats
 from modelbuild.methods._cast import VERSION as CAST
 from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Merge, Quantize, Spec
+from modelbuild.rooms import files_of
 from modelbuild.sources.content import SourceAdapter
 
 Versions: TypeAlias = "dict[str, int | str | None]"
@@ -91,6 +91,6 @@ def _declared(room: ModuleType, name: str, attribute: str) -> Any:
     """What the file `name` of a room declares; None where there is no such file, or it does not declare that."""
     wanted = name.replace("-", "_")
     # A name may come from a config that a stranger wrote: it is looked for among the files that are there.
-    if wanted not in {module.name for module in iter_modules(room.__path__)}:
+    if wanted not in files_of(room):
         return None
     return getattr(import_module(f"{room.__name__}.{wanted}"), attribute, None)

@@ -858,3 +858,19 @@ def test_with_the_flags_and_nothing_to_do_nothing_but_the_stamps_is_imported(vio
     assert violet.run("build").returncode == 0
     found = {name for name in violet.imports("build", "--locked", "--frozen") if name.startswith("modelbuild")}
     assert found == {"modelbuild", "modelbuild.digest", "modelbuild.stamps"}
+
+
+def test_a_locked_shard_that_is_gone_is_named_by_a_frozen_build(world):
+    world.model("a", seed=1, shards=2).modelfile("""
+        [base.a]
+        source = "a"
+        [merge.m]
+        method = "linear"
+        models = [ { model = "a", weight = 1 } ]
+    """)
+    assert world.run("lock").returncode == 0
+    (world.root / "a" / "model-00002-of-00002.safetensors").unlink()
+    ran = world.run("build", "--frozen")
+    assert ran.returncode == 5
+    assert "`model-00002-of-00002.safetensors` is missing" in ran.stderr
+    assert world.run("build").returncode == 4

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 import modelbuild.formats
 from modelbuild import __version__
 from modelbuild.errors import LockOutOfDate, VerificationFailed
-from modelbuild.modelfile.parse import load
+from modelbuild.formats.numerics import MissingLibrary, numerics_class
+from modelbuild.formats.registry import formats
+from modelbuild.modelfile.parse import load, parse_text
 from modelbuild.modelfile.spec import Adapter, Base
 from modelbuild.options import Options
 from modelbuild.pins import Held, check_before, check_found, hold, next_lock, pinned
@@ -50,8 +52,8 @@ TEXT = """
 
     [quantize.small]
     model = "mix"
-    format = "bnb"
-    type = "nf4"
+    format = "gguf"
+    type = "Q4_K_M"
 """
 STYLE = (LockedFile("last/adapter_config.json", 2, B), LockedFile("last/adapter_model.safetensors", 9, C))
 SOURCES = {
@@ -362,58 +364,64 @@ def test_the_type_of_an_adapter_that_was_not_read_now_stays_in_the_lock(spec):
 
 ENTRIES = """
 def lock_entries(artifact):
-    return {"format bnb": 4, f"bnb {artifact.type}": "bitsandbytes 0.50.2, x86-64 AVX512, 1 thread", "absent": None}
-"""
-DECLARED = """
-class Declared:
-    version = 6
-
-FORMAT = Declared
+    return {"format gguf": 4, f"gguf {artifact.type}": "bitsandbytes 0.50.2, x86-64 AVX512, 1 thread", "absent": None}
 """
 
 
 @pytest.fixture
 def declaring(tmp_path, monkeypatch):
-    """Puts a file for the format bnb before the project's own."""
+    """Puts a file for a format before the project's own."""
 
     def declare(text):
         (tmp_path / "formats").mkdir()
-        (tmp_path / "formats" / "bnb.py").write_text(text)
+        (tmp_path / "formats" / "gguf.py").write_text(text)
         monkeypatch.setattr(modelbuild.formats, "__path__", [str(tmp_path / "formats")])
-        monkeypatch.delitem(sys.modules, "modelbuild.formats.bnb", raising=False)
+        monkeypatch.delitem(sys.modules, "modelbuild.formats.gguf", raising=False)
 
     yield declare
-    sys.modules.pop("modelbuild.formats.bnb", None)
-    if hasattr(modelbuild.formats, "bnb"):
-        del modelbuild.formats.bnb
+    sys.modules.pop("modelbuild.formats.gguf", None)
+    if hasattr(modelbuild.formats, "gguf"):
+        del modelbuild.formats.gguf
 
 
 def test_a_format_says_what_its_outputs_depend_on(spec, declaring):
     declaring(ENTRIES)
     found = versions_of(spec, ["small"], ())
     assert found == {
-        "modelbuild": __version__, "format bnb": 4, "bnb nf4": "bitsandbytes 0.50.2, x86-64 AVX512, 1 thread",
+        "modelbuild": __version__, "format gguf": 4, "gguf Q4_K_M": "bitsandbytes 0.50.2, x86-64 AVX512, 1 thread",
         "absent": None,
     }  # fmt: skip
     assert versions_of(spec, ["mix"], ()).keys() == {"modelbuild", "cast", "linear"}
 
 
-def test_a_format_that_says_nothing_has_its_version(spec, declaring):
-    declaring(DECLARED)
-    assert versions_of(spec, ["small"], ()) == {"modelbuild": __version__, "format bnb": 6}
+def test_a_format_of_an_outside_library_has_its_version_and_the_numerics_class():
+    text = '[base.b]\nsource = "b"\n[quantize.small]\nmodel = "b"\nformat = "bnb"\ntype = "nf4"\n'
+    found = versions_of(parse_text(text, "Modelfile"), ["small"], ())
+    (library, version) = found.popitem()
+    assert found == {"modelbuild": __version__, "format bnb": formats()["bnb"].version}
+    assert f"{library} {version}" == numerics_class(formats()["bnb"].libraries)
+
+
+def test_a_library_that_is_not_installed_has_no_version(monkeypatch):
+    def missing(name):
+        raise MissingLibrary(name)
+
+    monkeypatch.setattr("modelbuild.formats.numerics.library_version", missing)
+    text = '[base.b]\nsource = "b"\n[quantize.small]\nmodel = "b"\nformat = "bnb"\ntype = "nf4"\n'
+    assert versions_of(parse_text(text, "Modelfile"), ["small"], ())["bitsandbytes"] is None
 
 
 def test_another_class_of_numerics_is_a_difference_where_it_is_needed_only(spec, declaring):
     declaring(ENTRIES)
-    old = Lock(SOURCES, {**METHODS, "format bnb": 4, "bnb nf4": "bitsandbytes 0.49.0"})
+    old = Lock(SOURCES, {**METHODS, "format gguf": 4, "gguf Q4_K_M": "bitsandbytes 0.49.0"})
     part, whole = held(spec, old, names=closure(spec, ["mix"])), held(spec, old)
     assert next_lock(part, as_locked()).methods == old.methods
-    assert next_lock(whole, as_locked()).methods["bnb nf4"].startswith("bitsandbytes 0.50.2")
+    assert next_lock(whole, as_locked()).methods["gguf Q4_K_M"].startswith("bitsandbytes 0.50.2")
     check_before(held(spec, old, names=part.names, frozen=True))
     with pytest.raises(LockOutOfDate) as caught:
         check_before(held(spec, old, frozen=True))
     (fault,) = caught.value.faults
-    assert fault.message == "`bnb nf4` is another one in the lock"
+    assert fault.message == "`gguf Q4_K_M` is another one in the lock"
     assert fault.facts == (
         "the lock has `bitsandbytes 0.49.0`", "here is `bitsandbytes 0.50.2, x86-64 AVX512, 1 thread`",
     )  # fmt: skip

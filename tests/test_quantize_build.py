@@ -238,7 +238,7 @@ def test_another_kind_of_processor_is_another_class(world, monkeypatch):
 def test_the_lock_has_the_format_and_the_numerics_class(world):
     world.build()
     lock = (world.root / "Modelfile.lock").read_text()
-    assert "\nbnb = 1\n" in lock
+    assert '\n"format bnb" = 1\n' in lock
     assert (
         f'\nbitsandbytes = "{numerics.numerics_class(("bitsandbytes", "torch")).removeprefix("bitsandbytes ")}"\n'
         in lock

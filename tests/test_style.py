@@ -14,7 +14,7 @@ PACKAGE = ROOT / "modelbuild"
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
-GROUND = ("errors", "digest", "checksum", "dtypes", "units", "options", "result")
+GROUND = ("errors", "digest", "checksum", "dtypes", "units", "options", "result", "rooms")
 """Modules that every room may use and that use no room."""
 ROOMS = (
     "methods",

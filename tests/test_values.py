@@ -47,6 +47,7 @@ superswallow: dare_ties, 75 tensors, 8 layers
   lambda: 1
   normalize: false
   rescale: true
+  rescale_by: norm
   consensus: sum
   weight of `tulu`:
     layer  self_attn, mlp.gate_proj, mlp.up_proj  mlp.down_proj  input_layernorm, post_attention_layernorm

@@ -11,7 +11,6 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 _LEVELS = (
@@ -46,8 +45,17 @@ def locked_class(libraries: Sequence[str]) -> dict[str, str | None]:
     return {name: rest}
 
 
+def version(name: str) -> str:
+    """The version of an installed package, as it is recorded; importlib.metadata is late to import a reader of mail."""
+    from importlib.metadata import version
+
+    return version(name)
+
+
 def library_version(name: str) -> str:
     """The version of an installed package, without the part that says how it was built; raises MissingLibrary."""
+    from importlib.metadata import PackageNotFoundError
+
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:

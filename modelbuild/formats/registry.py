@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from pkgutil import iter_modules
 from types import MappingProxyType
 
 import modelbuild.formats
 from modelbuild.formats.announced import ANNOUNCED
 from modelbuild.formats.base import Format, Packer
+from modelbuild.rooms import files_of
 
 
 @cache
 def formats() -> Mapping[str, Format]:
     """All formats by name, in the order of their names; a format's own file wins over its announcement."""
     found = {known.name: known for known in ANNOUNCED}
-    for module in iter_modules(modelbuild.formats.__path__):
-        declared = getattr(import_module(f"modelbuild.formats.{module.name}"), "FORMAT", None)
+    for name in files_of(modelbuild.formats):
+        declared = getattr(import_module(f"modelbuild.formats.{name}"), "FORMAT", None)
         if isinstance(declared, Format):
             found[declared.name] = declared
     return MappingProxyType(dict(sorted(found.items())))

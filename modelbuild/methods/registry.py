@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -11,15 +10,14 @@ from types import MappingProxyType
 import modelbuild.methods
 from modelbuild.methods.announced import ANNOUNCED
 from modelbuild.methods.base import Method
+from modelbuild.rooms import files_of
 
 
 @cache
 def methods() -> Mapping[str, Method]:
     """All methods by name, in the order of their names; a method's own file wins over its announcement."""
     found = {method.name: method for method in ANNOUNCED}
-    # Not by pkgutil, which would import a parser of Python.
-    files = {name.partition(".")[0] for folder in modelbuild.methods.__path__ for name in os.listdir(folder)}
-    for name in sorted(files - {"__init__", "__pycache__", ""}):
+    for name in files_of(modelbuild.methods):
         declared = getattr(import_module(f"modelbuild.methods.{name}"), "METHOD", None)
         if isinstance(declared, Method):
             found[declared.name] = declared

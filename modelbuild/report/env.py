@@ -11,7 +11,7 @@ from modelbuild import __version__
 
 PACKAGES = (
     "torch", "safetensors", "numpy", "numba", "llvmlite", "xxhash", "tomli", "pydantic", "typer", "rich",
-    "huggingface_hub", "transformers", "peft",
+    "huggingface_hub", "transformers", "peft", "bitsandbytes", "sentencepiece",
 )  # fmt: skip
 
 

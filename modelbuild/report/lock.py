@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 def show_lock(locked: Locked) -> str:
     """Where the lock is and whether it was written; below, what changed in one that was there."""
-    head = f"{locked.path}: {len(locked.sources)} sources, {'written' if locked.written else 'nothing changed'}"
+    count = f"{len(locked.sources)} source{'s' if len(locked.sources) != 1 else ''}"
+    head = f"{locked.path}: {count}, {'written' if locked.written else 'nothing changed'}"
     return "\n".join([head, *(f"  {sentence}" for sentence in locked.changes)])
 
 
