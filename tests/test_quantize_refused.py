@@ -1,6 +1,7 @@
 """What cannot be quantised is refused in the plan, with the facts, before anything is written."""
 
 import json
+from importlib.metadata import PackageNotFoundError
 from textwrap import dedent
 
 import pico
@@ -155,7 +156,7 @@ def test_a_missing_library_is_told_in_the_plan_with_what_installs_it(world, monk
 
 def test_what_needs_no_library_is_built_without_it(world, monkeypatch):
     def missing(name):
-        raise numerics.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
     merge = '[merge.m]\nmethod = "passthrough"\nmodels = [{ model = "base" }]\n'
     world.small("base").write(merge, table("q", "base"))
