@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from modelbuild.methods._span import Span
 from modelbuild.methods.base import Pass
-from modelbuild.methods.streamed import Streamed
+from modelbuild.methods.streamed import Streamed, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +90,3 @@ class Combined(Streamed):
         if by == "row":
             return by, node.shape[-1]
         return by, node.count // node.shape[0]
-
-
-def nothing(start: int, stop: int, inputs: Sequence[NDArray[Any]], out: NDArray[Any], scratch: NDArray[Any]) -> None:
-    """The kernel of a tensor without elements."""

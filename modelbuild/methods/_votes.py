@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from modelbuild.digest import identity
 from modelbuild.methods.base import Compute, Parameter, Pass, Refuse, Request, Step, Take
-from modelbuild.methods.streamed import Streamed
+from modelbuild.methods.streamed import Streamed, nothing
 from modelbuild.methods.weights import bad_divisor, divisor, nonzero, number_of, numbers_of, to_float32, weights_of
 
 if TYPE_CHECKING:
@@ -191,10 +191,6 @@ def held(node: Node, voters: Sequence[Voter], rule: Rule, scores: Scores | None 
         vote.run(start, stop, inputs, out, scores(start, stop, inputs, scratch) if scores is not None else None)
 
     return run
-
-
-def nothing(start: int, stop: int, inputs: Sequence[NDArray[Any]], out: NDArray[Any], scratch: NDArray[Any]) -> None:
-    """The kernel of a tensor without elements."""
 
 
 class Voted(Streamed):

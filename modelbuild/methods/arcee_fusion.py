@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelbuild.methods._votes import Scores, held, nothing, selected
+from modelbuild.methods._votes import Scores, held, selected
 from modelbuild.methods.base import Compute, Method, Pass, Request, Step
-from modelbuild.methods.streamed import Streamed
+from modelbuild.methods.streamed import Streamed, nothing
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelbuild.methods._votes import Scores, held, norms_of, nothing, selected
+from modelbuild.methods._votes import Scores, held, norms_of, selected
 from modelbuild.methods.base import Compute, Method, Parameter, Request, Step, Take
-from modelbuild.methods.streamed import Streamed
+from modelbuild.methods.streamed import Streamed, nothing
 from modelbuild.methods.weights import number_of
 
 if TYPE_CHECKING:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
     from modelbuild.plan.node import Node
 
 
@@ -33,3 +37,7 @@ class Streamed:
     def memory(self, node: Node) -> int:
         """Nothing is held besides tiles."""
         return 0
+
+
+def nothing(start: int, stop: int, inputs: Sequence[NDArray[Any]], out: NDArray[Any], scratch: NDArray[Any]) -> None:
+    """The kernel of a tensor without elements."""
