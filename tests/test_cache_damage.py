@@ -18,6 +18,11 @@ def store(tmp_path):
     return store
 
 
+@pytest.fixture
+def blank(tmp_path):
+    return open_store(str(tmp_path / "blank"), "none")
+
+
 def path(store, name, key="k1"):
     return os.path.join(store.path(key), name)
 
@@ -237,22 +242,22 @@ def finished(store):
 
 
 @pytest.mark.parametrize("text", [b"garbage", b"\xff\n\xff\n", b'0000000000000000 ["a"]\n', b"\0" * 1000])
-def test_a_journal_of_garbage_is_as_none(store, text):
-    interrupt(store, "a", "b", key="k9")
-    with open(os.path.join(store.folders.stage("k9"), "journal"), "wb") as file:
+def test_a_journal_of_garbage_is_as_none(blank, text):
+    interrupt(blank, "a", "b", key="k9")
+    with open(os.path.join(blank.folders.stage("k9"), "journal"), "wb") as file:
         file.write(text)
-    assert finished(store) == set()
+    assert finished(blank) == set()
 
 
-def test_garbage_between_the_lines_of_a_journal_costs_only_those_lines(store):
-    interrupt(store, "a", "b", key="k9")
-    journal = os.path.join(store.folders.stage("k9"), "journal")
+def test_garbage_between_the_lines_of_a_journal_costs_only_those_lines(blank):
+    interrupt(blank, "a", "b", key="k9")
+    journal = os.path.join(blank.folders.stage("k9"), "journal")
     with open(journal, "rb") as file:
         first, second = [line for line in file.read().split(b"\n") if line]
     with open(journal, "wb") as file:
         file.write(first[:-5] + b"\n" + second + b"\n" + second[:20])
-    assert finished(store) == {"b"}
-    assert store.notes == [
+    assert finished(blank) == {"b"}
+    assert blank.notes == [
         "damaged in the stage of an interrupted build of `model`: 1 of 2 finished tensors are made anew"
     ]
 
@@ -270,8 +275,8 @@ def test_a_staged_tensor_with_a_flipped_bit_is_made_anew(tmp_path_factory, offse
 
 
 @pytest.mark.parametrize("size", [0, 5, 16, 24, 99])
-def test_a_staged_file_of_the_wrong_size_is_put_right(store, size):
-    interrupt(store, "a", "b", "c", "d", key="k9")
-    os.truncate(os.path.join(store.folders.stage("k9"), "files", FIRST), size)
-    build(store, "k9")
-    assert weights(store.path("k9")) == WHOLE
+def test_a_staged_file_of_the_wrong_size_is_put_right(blank, size):
+    interrupt(blank, "a", "b", "c", "d", key="k9")
+    os.truncate(os.path.join(blank.folders.stage("k9"), "files", FIRST), size)
+    build(blank, "k9")
+    assert weights(blank.path("k9")) == WHOLE

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from modelbuild.cache import disk, locks
 from modelbuild.cache.aside import whole_key
 from modelbuild.cache.folders import MANIFEST, is_key
 from modelbuild.cache.manifest import Garbage, parse_manifest
-from modelbuild.cache.roots import Root, read_pins, read_roots
+from modelbuild.cache.roots import read_pins, read_roots
 from modelbuild.cache.store import DAY, LocalStore
 from modelbuild.units import show_bytes
 
@@ -21,7 +22,8 @@ class Entry:
     """A published artifact as `cache ls` shows it: bytes of all its files, last use in seconds since 1970.
 
     `needed_by` are the notes of the workspaces whose last build needs it; `linked` are the bytes that output folders
-    share with it, which stay on the disk when it is removed. `name` is empty when its manifest cannot be read.
+    share with it, which stay on the disk when it is removed. `files` are the bytes of its files by inode: artifacts
+    share those that are the same. `name` is empty when its manifest cannot be read.
     """
 
     key: str
@@ -32,6 +34,7 @@ class Entry:
     used: float
     pinned: bool
     needed_by: tuple[str, ...]
+    files: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def stays(self) -> bool:
@@ -54,22 +57,34 @@ def listing(store: LocalStore) -> list[Entry]:
     """Every published artifact, the least recently used first."""
     roots = [root for root in read_roots(store.folders)[0].values() if root.counts]
     pins = read_pins(store.folders)
-    entries = [_entry(store, key, key in pins, roots) for key in store.artifacts()]
-    return sorted((e for e in entries if e is not None), key=lambda e: (e.used, e.key))
+    found = {key: facts for key in store.artifacts() if (facts := _facts(store.path(key))) is not None}
+    names = Counter(facts.st_ino for _, files in found.values() for facts in files)
+    entries = []
+    for key, (used, files) in found.items():
+        linked = sum(facts.st_size for facts in files if facts.st_nlink > names[facts.st_ino])
+        needed_by = tuple(root.note for root in roots if key in root.keys)
+        sizes = {facts.st_ino: facts.st_size for facts in files}
+        title = _title(store.path(key), key)
+        entries.append(Entry(key, *title, sum(sizes.values()), linked, used, key in pins, needed_by, sizes))
+    return sorted(entries, key=lambda entry: (entry.used, entry.key))
 
 
-def _entry(store: LocalStore, key: str, pinned: bool, roots: list[Root]) -> Entry | None:
-    folder = store.path(key)
+def _facts(folder: str) -> tuple[float, list[os.stat_result]] | None:
+    """The time of last use of an artifact's folder and the facts of its files; None if it is gone."""
     try:
         used = os.stat(folder).st_mtime
         with os.scandir(folder) as entries:
-            facts = [entry.stat(follow_symlinks=False) for entry in entries]
+            return used, [entry.stat(follow_symlinks=False) for entry in entries]
     except FileNotFoundError:
         return None
-    linked = sum(f.st_size for f in facts if f.st_nlink > 1)
-    needed_by = tuple(root.note for root in roots if key in root.keys)
-    name, complete = _title(folder, key)
-    return Entry(key, name, complete, sum(f.st_size for f in facts), linked, used, pinned, needed_by)
+
+
+def together(entries: Iterable[Entry]) -> int:
+    """The bytes of artifacts on the disk, those of files that they share counted once."""
+    files: dict[int, int] = {}
+    for entry in entries:
+        files.update(entry.files)
+    return sum(files.values())
 
 
 def _title(folder: str, key: str) -> tuple[str, bool]:
@@ -83,7 +98,7 @@ def _title(folder: str, key: str) -> tuple[str, bool]:
 
 def size(store: LocalStore) -> int:
     """Bytes of all published artifacts."""
-    return sum(entry.nbytes for entry in listing(store))
+    return together(listing(store))
 
 
 def verify(store: LocalStore) -> list[str]:
@@ -108,12 +123,12 @@ def gc(
     with store.alone(waiting):
         entries = listing(store)
         chosen, notes = _choose(store, entries, max_size, max_age_days)
-        before = sum(entry.nbytes for entry in entries)
+        before, after = together(entries), together(entry for entry in entries if entry not in chosen)
         stages = 0 if dry_run else _remove(store, chosen)
         linked = sum(entry.linked for entry in chosen)
         if linked:
             notes.append(f"{show_bytes(linked)} of that stay on the disk for now: output folders share these files")
-        return GcResult(tuple(chosen), before, before - sum(entry.nbytes for entry in chosen), stages, tuple(notes))
+        return GcResult(tuple(chosen), before, after, stages, tuple(notes))
 
 
 def _choose(
@@ -124,17 +139,19 @@ def _choose(
         return [], [f"no artifact is removed, since what a build needs cannot be read: {path}" for path in unreadable]
     keys = {entry.key for entry in entries}
     oldest = None if max_age_days is None else time.time() - max_age_days * DAY
-    total = sum(entry.nbytes for entry in entries)
     chosen = [
         entry
         for entry in entries
         if not entry.stays and (whole_key(entry.key) in keys or (oldest is not None and entry.used < oldest))
     ]
-    total -= sum(entry.nbytes for entry in chosen)
-    for entry in entries if max_size is not None else ():
-        if max_size is not None and total > max_size and not entry.stays and entry not in chosen:
+    left = [entry for entry in entries if entry not in chosen]
+    holders = Counter(file for entry in left for file in entry.files)
+    total = together(left)
+    for entry in left:
+        if max_size is not None and total > max_size and not entry.stays:
             chosen.append(entry)
-            total -= entry.nbytes
+            holders.subtract(entry.files.keys())
+            total -= sum(nbytes for file, nbytes in entry.files.items() if not holders[file])
     notes = []
     if max_size is not None and total > max_size:
         notes.append(f"{show_bytes(total)} stay, more than {show_bytes(max_size)}: {_reasons(entries)}")
@@ -142,8 +159,8 @@ def _choose(
 
 
 def _reasons(entries: list[Entry]) -> str:
-    pinned = sum(entry.nbytes for entry in entries if entry.pinned)
-    needed = sum(entry.nbytes for entry in entries if entry.needed_by and not entry.pinned)
+    pinned = together(entry for entry in entries if entry.pinned)
+    needed = together(entry for entry in entries if entry.needed_by and not entry.pinned)
     parts = [f"the last builds need {show_bytes(needed)}"] if needed else []
     return " and ".join([*parts, *([f"{show_bytes(pinned)} are pinned"] if pinned else [])])
 

@@ -20,6 +20,7 @@ from modelbuild.cache.folders import MANIFEST, Folders, is_file_name
 from modelbuild.cache.journal import Entry, Journal, read_journal
 from modelbuild.cache.manifest import dump_manifest
 from modelbuild.cache.nouns import Layout, Manifest, StoredFile, StoredTensor
+from modelbuild.cache.twins import Twin, link
 from modelbuild.errors import BuildFailed
 
 _NO_STAGE = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP})
@@ -36,6 +37,9 @@ class Home(Protocol):
     def manifest(self, key: str) -> Manifest | None:
         """The manifest of a published artifact whose files can be trusted; None on a miss."""
 
+    def twins(self, layout: Layout, keys: Mapping[str, str]) -> dict[str, Twin]:
+        """For files of the layout the same file of a published artifact that can be trusted."""
+
     def published(self, manifest: Manifest) -> None:
         """Enter an artifact that was just published in the index."""
 
@@ -43,7 +47,8 @@ class Home(Protocol):
 class Stage:
     """An artifact being written. `fds` are its open files by name, for `os.pwrite` and ranged copies.
 
-    `finished` are the tensors of an interrupted build whose bytes are there and sound, with their checksums.
+    `finished` are the tensors whose bytes are there and sound, with their checksums: an interrupted build's, and those
+    in files that another artifact has too, which are linked.
     `published` is the artifact's manifest if it exists already; then there are no files here and nothing is to be done.
     Where everything is to be computed `anew`, nothing is finished or published.
     """
@@ -55,6 +60,7 @@ class Stage:
         self.key, self.name, self.layout = key, name, layout
         self.published = None if anew else store.manifest(key)
         self.finished: Mapping[str, str] = {}
+        self._twins: dict[str, Twin] = {}
         self.fds: dict[str, int] = {}
         self._store, self._keys = store, keys
         self._durability = store.durability
@@ -87,24 +93,40 @@ class Stage:
     def _prepare(self, anew: bool) -> None:
         """Open the files, find out what is finished, make room, and write what no tensor covers."""
         os.makedirs(self._files, exist_ok=True)
-        for name in self.layout.sizes:
+        self._twins = {} if anew else self._link()
+        for name in self._own():
             self.fds[name] = _open_for_writing(os.path.join(self._files, name))
         journal = os.path.join(self._folder, "journal")
-        self.finished = {} if anew else self._survivors(journal)
+        shared = {tensor.name: tensor.checksum for twin in self._twins.values() for tensor in twin.tensors}
+        self.finished = {} if anew else self._survivors(journal) | shared
         self._make_room()
         for file, offset, data in fillings(self.layout):
-            write_at(self.fds[file], data, offset)
+            if file not in self._twins:
+                write_at(self.fds[file], data, offset)
         self._journal = Journal(journal, self.fds, self._durability)
+
+    def _link(self) -> dict[str, Twin]:
+        """Take the files that another artifact has too; which those are."""
+        found = self._store.twins(self.layout, self._keys)
+        taken = {name: twin for name, twin in found.items() if link(twin, os.path.join(self._files, name))}
+        for name in taken:
+            self.fds[name] = os.open(os.path.join(self._files, name), os.O_RDONLY | os.O_NOFOLLOW)
+        return taken
+
+    def _own(self) -> list[str]:
+        """The names of the files that are written here."""
+        return [name for name in self.layout.sizes if name not in self._twins]
 
     def _make_room(self) -> None:
         """Give every file its size and its room on the disk. Raises BuildFailed when there is not enough."""
         needed = 0
-        for name, size in self.layout.sizes.items():
+        for name in self._own():
             facts = os.fstat(self.fds[name])
-            needed += max(0, size - facts.st_blocks * 512)
+            needed += max(0, self.layout.sizes[name] - facts.st_blocks * 512)
         if needed > disk.free_bytes(self._folder):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for name, size in self.layout.sizes.items():
+        for name in self._own():
+            size = self.layout.sizes[name]
             if os.fstat(self.fds[name]).st_size != size:
                 os.ftruncate(self.fds[name], size)
             disk.preallocate(self.fds[name], size)
@@ -114,7 +136,7 @@ class Stage:
         entries, unreadable = read_journal(journal)
         empty = {name for name, fd in self.fds.items() if os.fstat(fd).st_size == 0}
         fitting = [e for e in entries.values() if self._keys.get(e.name) == e.key and self._places(e)]
-        expected = [entry for entry in fitting if entry.file not in empty]
+        expected = [entry for entry in fitting if entry.file not in empty and entry.file not in self._twins]
         fits = in_parallel(lambda e: holds(self.fds[e.file], e.offset, e.nbytes, e.checksum), expected)
         damaged = unreadable + fits.count(False)
         if damaged:
@@ -147,7 +169,8 @@ class Stage:
             raise ValueError("the tensors to publish are not those of the layout")
         assert self._journal is not None
         self._journal.flush()
-        files = tuple(self._seal(name, tensors, (sha256 or {}).get(name)) for name in self.layout.sizes)
+        digests = {name: twin.sha256 for name, twin in self._twins.items()} | dict(sha256 or {})
+        files = tuple(self._seal(name, tensors, digests.get(name)) for name in self.layout.sizes)
         manifest = Manifest(self.key, self.name, complete, files, tuple(tensors))
         found = self._move(manifest)
         self._sweep()
@@ -249,8 +272,15 @@ def fillings(layout: Layout) -> list[tuple[str, int, bytes]]:
 
 
 def _open_for_writing(path: str) -> int:
-    """Open or create a staged file, never cutting it; one that a killed publication left read-only is made writable."""
+    """Open or create a staged file, never cutting it; one that a killed publication left read-only is made writable.
+
+    A file that has other names is another artifact's too, and makes way.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with contextlib.suppress(FileNotFoundError):
+        facts = os.lstat(path)
+        if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1:
+            os.unlink(path)
     try:
         fd = os.open(path, flags, 0o644)
     except PermissionError:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from modelbuild.cache import check, disk, locks
-from modelbuild.cache.aside import folder_inode, salvage, set_aside
+from modelbuild.cache.aside import folder_inode, salvage, set_aside, whole_key
 from modelbuild.cache.disk import DISK_FULL, Durability
 from modelbuild.cache.folders import Folders, is_key
 from modelbuild.cache.index import Index
@@ -22,6 +22,7 @@ from modelbuild.cache.manifest import Garbage, dump_manifest, parse_manifest
 from modelbuild.cache.nouns import Layout, Located, Manifest
 from modelbuild.cache.roots import Root, read_roots, set_pin, write_root
 from modelbuild.cache.stage import Stage
+from modelbuild.cache.twins import Twin, twins
 from modelbuild.errors import BuildFailed, UsageError
 
 DAY = 86400.0
@@ -151,6 +152,14 @@ class LocalStore:
             for t in manifest.tensors
             if t.key in wanted
         }
+
+    def twins(self, layout: Layout, keys: Mapping[str, str]) -> dict[str, Twin]:
+        """For files of the layout the same file of a published artifact that can be trusted."""
+        holders = self._index.holders(self._present(), self._read, keys.values())
+        # What lies between the tensors of a rest may be damaged.
+        names = sorted((name for name in holders if not whole_key(name)), key=lambda name: (-holders[name], name))
+        found = ((self.path(name), manifest) for name in names if (manifest := self.manifest(name)) is not None)
+        return twins(layout, keys, found)
 
     def _present(self) -> dict[str, str]:
         return {key: self._stamp(key) for key in self.artifacts()}
