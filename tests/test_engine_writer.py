@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelbuild.engine import writer as writers
+from modelbuild.engine import direct as directs
+from modelbuild.engine.direct import ALIGNED, LEAST
 from modelbuild.engine.stretch import Arena
-from modelbuild.engine.writer import ALIGNED, LEAST, Writer
+from modelbuild.engine.writer import Writer
 
 SIZE = 6 * LEAST
 
@@ -148,7 +149,7 @@ def test_a_build_that_need_not_survive_a_power_cut_does_not_wait_for_the_disk(wo
         remember(self, direct)
 
     monkeypatch.setattr(Writer, "__init__", remembering)
-    monkeypatch.setattr(writers, "LEAST", ALIGNED)
+    monkeypatch.setattr(directs, "LEAST", ALIGNED)
     world.model("a", seed=1).model("b", seed=2).modelfile("""
         [base.a]
         source = "a"

@@ -1,7 +1,12 @@
-"""Where tiles are read from: the sources' reader, and the cache's files."""
+"""Where tiles are read from: the sources' reader, and the cache's files.
+
+Files of the cache were written past the page cache, and are read past it where they are not in it: the memory stays
+with the sources.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -9,6 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from modelbuild.engine.direct import Direct, able, fitting
 from modelbuild.engine.jobs import Damaged
 
 if TYPE_CHECKING:
@@ -22,6 +28,9 @@ CLONED = 4096
 
 FICLONERANGE = 0x4020940D
 
+_NOT_AT_HAND = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+"""What a read from the page cache alone ends in where it does not have the bytes, or the system does not know such."""
+
 
 class StoredFiles:
     """Reads stored tensors: source nodes through the sources' reader, located ones from files of the cache."""
@@ -31,6 +40,8 @@ class StoredFiles:
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
         self._clones = sys.platform == "linux"
+        self._able = able() and hasattr(os, "RWF_NOWAIT")
+        self._direct = Direct(os.O_RDONLY)
 
     def read(self, node: Node, located: Located | None, buffer: memoryview, offset: int) -> None:
         """Fills `buffer` with the bytes of a stored tensor from `offset` on; Damaged if the cache has fewer."""
@@ -41,18 +52,37 @@ class StoredFiles:
         descriptor = self._descriptor(located)
         position = located.offset + offset
         while buffer:
-            count = os.preadv(descriptor, [buffer], position)
+            count = self._some(descriptor, buffer, position)
             if count == 0:
                 raise Damaged([node.key])
             buffer = buffer[count:]
             position += count
+
+    def _some(self, descriptor: int, buffer: memoryview, position: int) -> int:
+        """Reads the first bytes of `buffer`, from the page cache or where it has none past it; 0 at the file's end."""
+        whole = fitting(len(buffer), position) if self._able else 0
+        twin = self._direct.twin(descriptor) if whole else None
+        if twin is None:
+            return os.preadv(descriptor, [buffer], position)
+        try:
+            return os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno not in _NOT_AT_HAND:
+                raise
+        try:
+            return os.preadv(twin, [buffer[:whole]], position)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._direct.refuse(descriptor)
+            return os.preadv(descriptor, [buffer], position)
 
     def expect(self, node: Node, located: Located | None, offset: int, nbytes: int) -> None:
         """Asks the system to have these bytes at hand; a hint that may be ignored."""
         if located is None:
             assert node.source is not None
             self._sources.expect(node.source.file, node.source.offset + offset, nbytes)
-        elif hasattr(os, "posix_fadvise"):
+        elif hasattr(os, "posix_fadvise") and not self._able:
             descriptor = self._descriptor(located)
             os.posix_fadvise(descriptor, located.offset + offset, nbytes, os.POSIX_FADV_WILLNEED)
 
@@ -82,6 +112,7 @@ class StoredFiles:
 
     def close(self) -> None:
         """Closes the cache's files; the sources' reader is its owner's to close."""
+        self._direct.close()
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()

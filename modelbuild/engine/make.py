@@ -89,6 +89,7 @@ def _fill(
     shop: Workshop, name: str, nodes: Mapping[str, Node], layout: Layout, stage: Stage, complete: bool
 ) -> Outcome:
     checksums: dict[str, str] = dict(stage.finished)
+    shop.step(sum(nodes[tensor].nbytes for tensor in checksums))
     nonfinite: dict[str, int] = {}
     tally = Tally()
     with LocalReader() as reader:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from modelbuild.engine.block import Running
+from modelbuild.engine.direct import ALIGNED
 from modelbuild.engine.jobs import Progress
 from modelbuild.engine.program import Program, Read, Run
-from modelbuild.engine.writer import ALIGNED
 from modelbuild.plan.node import ITEMSIZE, Node
 
 if TYPE_CHECKING:

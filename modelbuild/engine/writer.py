@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 
-ALIGNED = 4096
-"""What place, length and memory address must be multiples of: the block size of nearly every disk and file system."""
-
-LEAST = 64 * 1024
-"""Bytes of the smallest write that is worth a trip to the disk of its own."""
+from modelbuild.engine.direct import ALIGNED, Direct, able, fitting
 
 
 class Writer:
@@ -24,16 +19,13 @@ class Writer:
     """
 
     def __init__(self, direct: bool) -> None:
-        self.direct = direct and hasattr(os, "O_DIRECT") and os.path.isdir("/proc/self/fd")
-        self._twins: dict[int, int | None] = {}
-        self._opened: list[int] = []
-        self._lock = threading.Lock()
+        self.direct = direct and able()
+        self._direct = Direct(os.O_WRONLY)
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> None:
         """Writes all of `data`, which starts at a multiple of ALIGNED in memory, at `offset` of the file."""
-        whole = len(data) - len(data) % ALIGNED
-        if self.direct and whole >= LEAST and offset % ALIGNED == 0:
-            twin = self._twin(descriptor)
+        if self.direct and (whole := fitting(len(data), offset)):
+            twin = self._direct.twin(descriptor)
             done = self._past_cache(descriptor, twin, data[:whole], offset) if twin is not None else 0
             data, offset = data[done:], offset + done
         write_all(descriptor, data, offset)
@@ -47,30 +39,13 @@ class Writer:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                with self._lock:
-                    self._twins[descriptor] = None
+                self._direct.refuse(descriptor)
                 break
         return done
 
-    def _twin(self, descriptor: int) -> int | None:
-        """The same file opened once more, for writes past the page cache; None where that is refused."""
-        with self._lock:
-            if descriptor not in self._twins:
-                try:
-                    found = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
-                except OSError:
-                    found = -1
-                self._twins[descriptor] = found if found >= 0 else None
-                if found >= 0:
-                    self._opened.append(found)
-            return self._twins[descriptor]
-
     def close(self) -> None:
         """Closes what was opened here; the descriptors written to are their owner's."""
-        with self._lock:
-            self._twins.clear()
-            while self._opened:
-                os.close(self._opened.pop())
+        self._direct.close()
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
