@@ -1,5 +1,7 @@
 """Changing only the attention weights of a merge: what is computed and how long it takes, beside the whole merge.
 
+Weights of this size are cut by modules; "in one file" is what it takes where they are not.
+
 usage: python bench/incremental.py [--runs N] [--modelbuild PATH] [--layers 22]
 """
 
@@ -9,12 +11,14 @@ from models import make, shapes
 from peers import Project, options, required
 from timing import NOTE, Run, Runs, machine, table, warm
 
+IN_ONE_FILE = '[settings]\nshards = "order"\n'
 
-def blend(attention: float) -> str:
+
+def blend(attention: float, settings: str = "") -> str:
     """A linear merge of two models with a weight of its own for the attention."""
     choices = f'[ {{ match = "self_attn", value = {attention} }}, {{ value = 0.5 }} ]'
     models = f'[ {{ model = "one", weight = 1.0 }}, {{ model = "two", weight = {choices} }} ]'
-    return f'[merge.blend]\nmethod = "linear"\nmodels = {models}\n'
+    return f'{settings}[merge.blend]\nmethod = "linear"\nmodels = {models}\n'
 
 
 def computed(run: Run) -> dict[str, int]:
@@ -30,23 +34,28 @@ def main() -> None:
     warm(*folders.values())
     project.run("build")
     project.learn_sources()
-    whole, part = [], []
+    cases: dict[str, tuple[float, str, tuple[str, ...]]] = {
+        "attention only": (0.2, "", ()),
+        "attention only, in one file": (0.2, IN_ONE_FILE, ()),
+        "whole merge": (0.5, "", ("--no-cache",)),
+    }
+    found: dict[str, list[Run]] = {name: [] for name in cases}
     for number in range(given.runs):
-        # Both build something new beside an older artifact, so that memory is as full for the one as for the other.
-        for weight, options_of_build, runs in ((0.2, (), part), (0.5, ("--no-cache",), whole)):
+        # All build something new beside an older artifact, so that memory is as full for one as for another.
+        for name, (weight, settings, words) in cases.items():
             project.only_sources()
-            project.write(blend(0.1))
+            project.write(blend(0.1, settings))
             project.run("build")
-            project.write(blend(weight + number / 100))
+            project.write(blend(weight + number / 100, settings))
             warm(*folders.values())
-            runs.append(project.run("build", "--json", *options_of_build))
+            found[name].append(project.run("build", "--json", *words))
     sizes = {name: rows * (columns[0] if columns else 1) for name, (rows, *columns) in shapes(given.layers)}
     share = sum(size for name, size in sizes.items() if "self_attn" in name) / sum(sizes.values())
     print(f"Attention is {share:.1%} of the weights; {given.layers} layers; {machine()}. {NOTE}\n")
-    print(table([Runs("attention only", tuple(part)), Runs("whole merge", tuple(whole))], "whole merge"))
+    print(table([Runs(name, tuple(runs)) for name, runs in found.items()], "whole merge"))
     print()
-    for name, found in (("attention only", part[-1]), ("whole merge", whole[-1])):
-        print(f"{name}: {computed(found)}")
+    for name, runs in found.items():
+        print(f"{name}: {computed(runs[-1])}")
     project.forget()
 
 

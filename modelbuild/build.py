@@ -251,11 +251,11 @@ class Work:
         total = sum(artifact.tensors[name].nbytes for name in names)
         with self.listener:
             self.listener.begin(artifact.name, "building", total)
-            shard_size = session.spec.settings.shard_size
+            settings = session.spec.settings
             if artifact.kind == PACKED:
-                outcome = make_packed(shop, artifact, key, partial(packed_layout, artifact, shard_size))
+                outcome = make_packed(shop, artifact, key, partial(packed_layout, artifact, settings.shard_size))
             else:
-                layout = weights_layout(artifact, names, shard_size if complete else None)
+                layout = weights_layout(artifact, names, settings if complete else None)
                 outcome = make_weights(shop, artifact, names, key, layout, complete)
         for note in warnings_of(outcome):
             self.listener.say(f"warning: {artifact.name}: {note}")

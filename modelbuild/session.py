@@ -58,7 +58,7 @@ class Session:
 
     def weights_key(self, artifact: Planned) -> str:
         """The key that the artifact's weight files have in the cache."""
-        return weights_key(artifact, self.spec.settings.shard_size)
+        return weights_key(artifact, self.spec.settings)
 
     @cached_property
     def ready(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+from safetensors import safe_open
 
 from modelbuild.errors import BuildFailed, NotCached
 from modelbuild.kernels import combine
@@ -274,6 +275,55 @@ def test_another_shard_size_copies_ranges_and_computes_nothing(blend):
     assert counts(again) == (0, 0, TOTAL)
     assert len(list((blend.out / "violet").glob("*.safetensors"))) > 1
     assert raw_bytes(blend.tensors("violet")) == before
+
+
+MODULES = '[settings]\nshards = "modules"\n'
+
+
+def inodes(blend):
+    """Of each file of weights its tensors and its inode."""
+    found = {}
+    for path in sorted((blend.out / "violet").glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            found[frozenset(file.keys())] = path.stat().st_ino
+    return found
+
+
+def test_modules_in_files_of_their_own_are_linked_when_only_others_change(blend):
+    blend.modelfile(MODULES + blend.text).build()
+    before = inodes(blend)
+    modules = [{name.split(".")[3] for name in names if ".layers." in name} for names in before]
+    assert {"self_attn"} in modules
+    assert {"mlp"} in modules
+    again = blend.edit('"self_attn", value = 0.25', '"self_attn", value = 0.3').build()
+    changed = [names for names, inode in inodes(blend).items() if inode != before[names]]
+    assert len(changed) == 1
+    assert all("self_attn" in name for name in changed[0])
+    sizes = {name: raw.nbytes for name, (_, raw) in blend.tensors("violet").items()}
+    assert again["violet"].written == sum(sizes[name] for name in changed[0])
+    assert counts(again) == (ATTENTION, 0, TOTAL - ATTENTION)
+
+
+def test_linked_modules_are_the_bytes_of_a_build_from_nothing(blend):
+    blend.modelfile(MODULES + blend.text).build()
+    blend.edit('"self_attn", value = 0.25', '"self_attn", value = 0.3').build()
+    linked = blend.bytes("violet")
+    shutil.rmtree(blend.cache)
+    shutil.rmtree(blend.out)
+    blend.build()
+    assert blend.bytes("violet") == linked
+
+
+def test_how_weights_are_cut_does_not_change_what_they_are(blend):
+    blend.build()
+    before = raw_bytes(blend.tensors("violet"))
+    assert len(inodes(blend)) == 1
+    again = blend.modelfile(MODULES + blend.text).build()
+    assert counts(again) == (0, 0, TOTAL)
+    assert len(inodes(blend)) > 2
+    assert raw_bytes(blend.tensors("violet")) == before
+    assert json.loads((blend.out / "violet/modelbuild.json").read_text())["settings"]["shards"] == "modules"
+    assert 'shards = "modules"' in (blend.out / "violet/README.md").read_text()
 
 
 # --- intermediates ----------------------------------------------------------------------------------------------------

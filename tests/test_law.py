@@ -54,6 +54,7 @@ FIELDS = {
     "keep": ["", "keep = true", "keep = false"],
     "keep of mix": ["", "keep = true", "keep = false"],
     "shard_size": ["", 'shard_size = "4KB"', 'shard_size = "9KB"'],
+    "shards": ["", 'shards = "modules"', 'shards = "order"'],
     "layers": [((0, 3),), ((0, 2), (1, 3)), ((0, 1), (0, 1), (2, 3))],
     "scale": ["", ", scale = 0.5"],
     "top": ["mix", "two"],
@@ -116,7 +117,7 @@ def modelfile(state):
     tables = [*bases(), *adapters(), adapted(state), mix(state), stack(state)]
     tables += [spare(state)] if state["spare"] else []
     random.Random(state["order"]).shuffle(tables)
-    head = "\n".join(["[settings]", state["dtype"], state["shard_size"]])
+    head = "\n".join(["[settings]", state["dtype"], state["shard_size"], state["shards"]])
     return "\n\n".join([f"# order {state['order']}", head, *tables, state["fault"]])
 
 

@@ -191,14 +191,14 @@ def test_a_path_may_look_like_any_path(source):
 
 def test_quantize_publish_and_settings():
     spec = parse(
-        '[settings]\ndtype = "float32"\nseed = 3\nshard_size = "1MiB"\ndefault = ["q"]\n'
+        '[settings]\ndtype = "float32"\nseed = 3\nshard_size = "1MiB"\nshards = "order"\ndefault = ["q"]\n'
         '[quantize.q]\nmodel = "a"\nformat = "bnb"\ntype = "nf4"\nskip = ["lm_head"]\ndouble_quant = true\n'
         '[publish.q]\nrepo = "me/q"\nprivate = true\nlicense = "mit"\nlanguage = ["en", "de"]\ntags = ["x"]\n'
         'notes = "n"\n'
     )
     assert spec.artifacts["q"] == Quantize("q", "a", "bnb", "nf4", ("lm_head",), {"double_quant": True})
     assert spec.publish["q"] == Publish("q", "me/q", True, "mit", ("en", "de"), ("x",), "n")
-    assert spec.settings == Settings("float32", 3, 2**20, ("q",))
+    assert spec.settings == Settings("float32", 3, 2**20, "order", ("q",))
     assert parse("").settings == Settings(None, 0, 5_000_000_000, ())
 
 

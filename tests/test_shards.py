@@ -108,6 +108,55 @@ def test_no_tensors_are_one_empty_file(tmp_path):
     assert load_file(tmp_path / "model.safetensors") == {}
 
 
+def llama(layers, hidden):
+    """The matrices of a small Llama: attention has four of every seven, the mlp three."""
+    yield "model.embed_tokens.weight", "BF16", (hidden, hidden)
+    for n in range(layers):
+        for part in ("self_attn.q", "mlp.up", "self_attn.k", "mlp.gate", "self_attn.v", "mlp.down", "self_attn.o"):
+            yield f"model.layers.{n}.{part}_proj.weight", "BF16", (hidden, hidden)
+        yield f"model.layers.{n}.input_layernorm.weight", "BF16", (hidden,)
+    yield "lm_head.weight", "BF16", (hidden, hidden)
+
+
+def files_of(layout):
+    """The tensors of each file, in order of their places."""
+    found = {file: [] for file in layout.sizes}
+    for name, (file, offset, _) in sorted(layout.places.items(), key=lambda item: item[1][1]):
+        found[file].append((offset, name))
+    return [[name for _, name in sorted(names)] for names in found.values()]
+
+
+def test_modules_have_files_of_their_own_in_the_order_of_layers():
+    rest, attention, mlp = files_of(plan_layout(list(llama(3, 64)), 10**6, "modules"))
+    assert {name.split(".")[3] for name in attention} == {"self_attn"}
+    assert {name.split(".")[3] for name in mlp} == {"mlp"}
+    assert [int(name.split(".")[2]) for name in attention] == [0] * 4 + [1] * 4 + [2] * 4
+    assert "model.layers.2.input_layernorm.weight" in rest  # small: no file of its own
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(rest)
+
+
+def test_a_module_larger_than_a_shard_is_cut_further_and_never_mixed():
+    files = files_of(plan_layout(list(llama(3, 64)), 5 * 64 * 64 * 2, "modules"))
+    kinds = [{name.split(".")[3] if ".layers." in name else "" for name in file} for file in files]
+    assert kinds[1:] == [{"self_attn"}] * 3 + [{"mlp"}] * 2
+
+
+def test_large_weights_are_cut_by_modules_and_small_ones_are_not():
+    large, small = list(llama(11, 2600)), list(llama(10, 2500))
+    assert len(plan_layout(large, 5 * 10**9).sizes) == 3
+    assert len(plan_layout(large, 5 * 10**9, "order").sizes) == 1
+    assert len(plan_layout(small, 5 * 10**9).sizes) == 1
+    assert len(plan_layout(large, None).sizes) == 1
+
+
+def test_stacks_are_kept_apart_and_names_without_layers_together():
+    tensors = [(f"{stack}.{n}.mlp.w", "U8", (1000,)) for n in range(2) for stack in ("visual.blocks", "model.layers")]
+    tensors += [("mm_projector.0.weight", "U8", (900,)), ("head", "U8", (900,))]
+    assert [len(file) for file in files_of(plan_layout(tensors, 10**6, "modules"))] == [2, 2, 2]
+    assert len(files_of(plan_layout(tensors[-2:], 10**6, "modules"))) == 1
+    assert files_of(plan_layout([], 10**6, "modules")) == [[]]
+
+
 SHAPES = st.lists(st.integers(0, 40), max_size=3).map(tuple)
 TENSORS = st.lists(
     st.tuples(
@@ -120,9 +169,9 @@ TENSORS = st.lists(
 )
 
 
-@given(TENSORS, st.integers(1, 20000))
-def test_every_byte_of_data_belongs_to_one_tensor_at_an_offset_that_suits_it(tensors, shard_size):
-    layout = plan_layout(tensors, shard_size)
+@given(TENSORS, st.integers(1, 20000), st.sampled_from([None, "modules", "order"]))
+def test_every_byte_of_data_belongs_to_one_tensor_at_an_offset_that_suits_it(tensors, shard_size, shards):
+    layout = plan_layout(tensors, shard_size, shards)
     assert layout.places.keys() == {name for name, _, _ in tensors}
     for file, size in layout.sizes.items():
         end = len(layout.headers[file])

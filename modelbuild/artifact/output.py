@@ -19,6 +19,7 @@ from modelbuild.artifact.shards import index_json, index_name, plan_layout
 from modelbuild.artifact.tomltext import modelfile_text
 from modelbuild.cache.nouns import Layout, Manifest
 from modelbuild.digest import identity
+from modelbuild.modelfile.spec import Settings
 from modelbuild.plan.planned import Plan, Planned
 
 
@@ -38,24 +39,24 @@ PACKED = "quantize"
 """The kind of artifacts whose files are laid out as the safetensors library does it."""
 
 
-def weights_key(artifact: Planned, shard_size: int) -> str:
+def weights_key(artifact: Planned, settings: Settings) -> str:
     """The key that the artifact's weight files have in the cache: its tensors, and how they are cut into files."""
     if artifact.kind == PACKED:
-        return identity("packed-files/1", artifact.key, shard_size)
-    return identity("files/1", artifact.key, shard_size)
+        return identity("packed-files/1", artifact.key, settings.shard_size)
+    return identity("files/2", artifact.key, settings.shard_size, settings.shards or "")
 
 
-def weights_layout(artifact: Planned, names: Sequence[str], shard_size: int | None) -> Layout:
+def weights_layout(artifact: Planned, names: Sequence[str], settings: Settings | None) -> Layout:
     """The safetensors files that the tensors `names` of an artifact make; None puts them into one file."""
-    nodes = [(name, artifact.tensors[name]) for name in names]
-    return plan_layout([(name, node.dtype, node.shape) for name, node in nodes], shard_size)
+    tensors = [(name, node.dtype, node.shape) for name, node in ((name, artifact.tensors[name]) for name in names)]
+    return plan_layout(tensors, settings.shard_size, settings.shards) if settings else plan_layout(tensors, None)
 
 
-def _published_layout(artifact: Planned, sizes: Mapping[str, int], shard_size: int) -> Layout:
+def _published_layout(artifact: Planned, sizes: Mapping[str, int], settings: Settings) -> Layout:
     """The layout of weight files; of packed ones once the sizes of all tensors are known."""
     if artifact.kind == PACKED:
-        return packed_layout(artifact, shard_size, sizes)
-    return weights_layout(artifact, list(artifact.tensors), shard_size)
+        return packed_layout(artifact, settings.shard_size, sizes)
+    return weights_layout(artifact, list(artifact.tensors), settings)
 
 
 def output_key(plan: Plan, artifact: Planned) -> str:
@@ -67,7 +68,7 @@ def output_key(plan: Plan, artifact: Planned) -> str:
 
 
 def _key(plan: Plan, artifact: Planned, digests: Mapping[str, str]) -> str:
-    return identity("artifact/2", weights_key(artifact, plan.spec.settings.shard_size), tuple(sorted(digests.items())))
+    return identity("artifact/2", weights_key(artifact, plan.spec.settings), tuple(sorted(digests.items())))
 
 
 def _copied_and_configs(artifact: Planned) -> tuple[dict[str, bytes | str], dict[str, str]]:
@@ -88,7 +89,7 @@ def side_files(plan: Plan, artifact: Planned, manifest: Manifest, overrides: tup
     files, digests = _copied_and_configs(artifact)
     key = _key(plan, artifact, digests)
     sizes = {tensor.name: tensor.nbytes for tensor in manifest.tensors}
-    index = index_json(_published_layout(artifact, sizes, plan.spec.settings.shard_size))
+    index = index_json(_published_layout(artifact, sizes, plan.spec.settings))
     if index is not None:
         files[index_name()] = index
         digests |= side_digests({index_name(): index})

@@ -89,7 +89,8 @@ def public_modelfile(text: str, spec: Spec) -> str:
 def _settings(spec: Spec) -> dict[str, Any]:
     chosen = spec.settings
     dtype = {} if chosen.dtype is None else {"dtype": chosen.dtype}
-    return dtype | {"seed": chosen.seed, "shard_size": chosen.shard_size}
+    shards = {} if chosen.shards is None else {"shards": chosen.shards}
+    return dtype | {"seed": chosen.seed, "shard_size": chosen.shard_size} | shards
 
 
 def _source(source: SourceModel | SourceAdapter) -> dict[str, Any]:

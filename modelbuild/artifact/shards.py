@@ -2,7 +2,10 @@
 
 The data of each file starts at a multiple of 4096, and so does every tensor whose size is one: such tensors can be
 shared between files by reflink. The rest follow, those of wide elements first, so that every offset suits its dtype.
-The bytes depend on the tensors and the shard size alone.
+The bytes depend on the tensors and the settings alone.
+
+Large weights are cut by modules: attention, mlp and the rest are in files of their own, each in the order of layers. So
+a merge that changes one of them changes its files only; the others are the same bytes and are linked.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from modelbuild.cache.nouns import Layout
+from modelbuild.plan.layout import layout
 from modelbuild.plan.node import ITEMSIZE
 
 Tensor: TypeAlias = "tuple[str, str, tuple[int, ...]]"
@@ -24,13 +28,29 @@ PAGE = 4096
 """Bytes of a file system block, the unit of a reflink."""
 
 
-def plan_layout(tensors: Sequence[Tensor], shard_size: int | None, stem: str = MODEL) -> Layout:
+APART = 1_000_000_000
+"""Bytes of weights from which on they are cut by modules, if nobody says how."""
+
+SMALL = 16
+"""A module with less than this part of all bytes has no files of its own."""
+
+
+def plan_layout(
+    tensors: Sequence[Tensor],
+    shard_size: int | None,
+    shards: Literal["modules", "order"] | None = None,
+    stem: str = MODEL,
+) -> Layout:
     """The safetensors files that hold `tensors`, filled in the order given, each with at most `shard_size` data bytes.
 
-    A tensor larger than that has a file of its own; None means one file. Files are named the Hub's way:
-    `STEM.safetensors` alone, else `STEM-00001-of-00003.safetensors`. An offset counts from the start of its file.
+    A tensor larger than that has a file of its own; None means one file. With `shards` "modules" (by default where the
+    weights are large) no file holds tensors of two modules. Files are named the Hub's way: `STEM.safetensors` alone,
+    else `STEM-00001-of-00003.safetensors`. An offset counts from the start of its file.
     """
-    groups = _groups(tensors, shard_size)
+    total = sum(map(_nbytes, tensors))
+    apart = shard_size is not None and (shards == "modules" or (shards is None and total >= APART))
+    modules = _modules(tensors) if apart else [tensors]
+    groups = [group for module in modules for group in _groups(module, shard_size)]
     sizes: dict[str, int] = {}
     headers: dict[str, bytes] = {}
     places: dict[str, tuple[str, int, int]] = {}
@@ -69,6 +89,21 @@ def index_json(layout: Layout) -> bytes | None:
 def _nbytes(tensor: Tensor) -> int:
     _, dtype, shape = tensor
     return prod(shape) * ITEMSIZE[dtype]
+
+
+def _modules(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """What stands outside the layers and the small modules together; then each module of the layers, in every stack."""
+    sizes = {tensor[0]: _nbytes(tensor) for tensor in tensors}
+    places = layout(sizes).places
+    module = {name: (place.stack, place.rest.partition(".")[0]) for name, place in places.items()}
+    weight: dict[tuple[str, str] | None, int] = {}
+    for name, nbytes in sizes.items():
+        weight[module.get(name)] = weight.get(module.get(name), 0) + nbytes
+    found: dict[tuple[str, str] | None, list[Tensor]] = {None: []}
+    for tensor in tensors:
+        own = module.get(tensor[0])
+        found.setdefault(own if weight[own] * SMALL >= sum(sizes.values()) else None, []).append(tensor)
+    return [group for group in found.values() if group] or [[]]
 
 
 def _groups(tensors: Iterable[Tensor], shard_size: int | None) -> list[list[Tensor]]:

@@ -13,7 +13,8 @@ from modelbuild.modelfile.toml import pairs
 def modelfile_text(spec: Spec, name: str) -> str:
     """A Modelfile that builds the artifact `name` as `spec` does; the same for the same recipe."""
     parts = []
-    settings = {"dtype": spec.settings.dtype, "seed": spec.settings.seed or None, "shard_size": _size(spec)}
+    chosen = spec.settings
+    settings = {"dtype": chosen.dtype, "seed": chosen.seed or None, "shard_size": _size(spec), "shards": chosen.shards}
     given = {key: value for key, value in settings.items() if value is not None}
     if given:
         parts.append("\n".join(["[settings]", *pairs(given)]))

@@ -65,6 +65,7 @@ SETTINGS = _keys(
     Key("dtype", "string", "dtype of every merge that names none", choices=DTYPES),
     Key("seed", "integer", "the only source of randomness of a build", low=0, high=LARGEST_SEED),
     Key("shard_size", "size", "largest output shard; KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024"),
+    Key("shards", "string", "how outputs are cut; by modules from 1 GB on if absent", choices=("modules", "order")),
     Key("default", "strings", "targets of a bare `modelbuild build`"),
 )
 BASE = _keys(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from modelbuild.errors import Where
 
@@ -179,11 +179,12 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`[settings]`: defaults of the whole file. `shard_size` in bytes."""
+    """`[settings]`: defaults of the whole file. `shard_size` in bytes; without `shards` the weights' size decides."""
 
     dtype: str | None = None
     seed: int = 0
     shard_size: int = 5_000_000_000
+    shards: Literal["modules", "order"] | None = None
     default: tuple[str, ...] = ()
 
 
