@@ -40,7 +40,8 @@ def read_bytes(session: Session, name: str, need: Need) -> int:
             if key in at_hand and (label not in built or key in session.stored):
                 total += at_hand[key].nbytes
     if name in session.plan.targets and name not in session.ready:
-        nodes = (artifact.tensors[tensor] for tensor in need.reused)
+        linked = session.linked.get(name, frozenset())
+        nodes = (artifact.tensors[tensor] for tensor in need.reused if tensor not in linked)
         total += sum(node.nbytes for node in nodes if node.key in session.stored)
     return total
 

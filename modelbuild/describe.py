@@ -128,7 +128,8 @@ def _describe(session: Session, name: str, need: Need, missing: Sequence[SourceF
     if target:
         ready = name in session.ready
         status = _target_status(session, artifact) if ready else "build"
-        write = 0 if ready else sum(node.nbytes for node in artifact.tensors.values())
+        linked = session.linked.get(name, frozenset())
+        write = 0 if ready else sum(node.nbytes for tensor, node in artifact.tensors.items() if tensor not in linked)
         # What is packed before the layout is known is written twice.
         write += sum(node.nbytes for node in map(artifact.tensors.get, need.computed) if node and late_outputs(node))
     return ArtifactPlan(

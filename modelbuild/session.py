@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from modelbuild.artifact.edits import OutputRecord
-from modelbuild.artifact.output import weights_key
+from modelbuild.artifact.output import PACKED, weights_key, weights_layout
 from modelbuild.artifact.overlap import own_places, refuse_overlaps, source_places
 from modelbuild.cache.records import Records
 from modelbuild.cache.store import LocalStore, open_store
@@ -81,6 +81,18 @@ class Session:
         nodes = [node for a in self.plan.target_artifacts() if a.name not in self.ready for node in a.tensors.values()]
         outputs = stored_keys(nodes)
         return whole(self.store.find(reachable(nodes).union(*outputs.values())), outputs)
+
+    @cached_property
+    def linked(self) -> dict[str, frozenset[str]]:
+        """Of each target the tensors in files that stand in the cache already: they are neither read nor written."""
+        found = {}
+        for artifact in self.plan.target_artifacts():
+            keys = {name: node.key for name, node in artifact.tensors.items()}
+            if artifact.kind == PACKED or artifact.name in self.ready or self.stored.isdisjoint(keys.values()):
+                continue
+            twins = self.store.twins(weights_layout(artifact, list(keys), self.spec.settings), keys)
+            found[artifact.name] = frozenset(tensor.name for twin in twins.values() for tensor in twin.tensors)
+        return found
 
     @cached_property
     def new_records(self) -> dict[str, Record]:

@@ -295,13 +295,17 @@ def test_modules_in_files_of_their_own_are_linked_when_only_others_change(blend)
     modules = [{name.split(".")[3] for name in names if ".layers." in name} for names in before]
     assert {"self_attn"} in modules
     assert {"mlp"} in modules
-    again = blend.edit('"self_attn", value = 0.25', '"self_attn", value = 0.3').build()
+    blend.edit('"self_attn", value = 0.25', '"self_attn", value = 0.3')
+    planned = blend.plan()
+    again = blend.build()
     changed = [names for names, inode in inodes(blend).items() if inode != before[names]]
     assert len(changed) == 1
     assert all("self_attn" in name for name in changed[0])
     sizes = {name: raw.nbytes for name, (_, raw) in blend.tensors("violet").items()}
     assert again["violet"].written == sum(sizes[name] for name in changed[0])
     assert counts(again) == (ATTENTION, 0, TOTAL - ATTENTION)
+    assert (planned.read, planned.write) == (again["violet"].read, again["violet"].written)
+    assert planned.read == 2 * planned.write
 
 
 def test_linked_modules_are_the_bytes_of_a_build_from_nothing(blend):
