@@ -7,7 +7,7 @@ Sources are known and nothing is cached. After the table: how the time of five m
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from models import make
@@ -120,6 +120,28 @@ def measured(entries: Sequence[Entry], runs: int, peer_runs: int, folders: Seque
     return {row.name: row for row in (*ours, *rounds(entries[1:], peer_runs, folders))}
 
 
+MANY = ("two", "three", "four", "five", "six")
+SCALED = ("linear", "karcher", "ties", "dare_ties")
+
+
+def scaling(modelbuild: str, layers: int, runs: int) -> None:
+    """Prints how the time of merging five models compares with that of two."""
+    folders = make(layers, "one", *MANY)
+    print("\n| | two models, s | five models, s | time × | sources read × | peak MB |\n|---|---|---|---|---|---|")
+    for method in SCALED:
+        found = []
+        for models in (MANY[:2], MANY):
+            case = replace(CASES[method], models=models)
+            used = {name: folders[name] for name in ("one", *models)}
+            found.append(measured(entries_of(method, case, modelbuild, None, used), runs, 0, list(used.values())))
+            remove(DATA / "projects" / f"methods-{method}")
+        two, five = (each["modelbuild"] for each in found)
+        based = CASES[method].base
+        sources = (len(MANY) + based) / (2 + based)
+        seconds = f"{two.seconds:.2f} | {five.seconds:.2f} | {five.seconds / two.seconds:.2f}"
+        print(f"| {method} | {seconds} | {sources:.2f} | {five.peak / 1e6:.0f} |", flush=True)
+
+
 def main() -> None:
     """Prints the tables."""
     parser = options(__doc__)
@@ -137,6 +159,8 @@ def main() -> None:
         found = measured(entries, given.runs, given.peer_runs, list(folders.values()))
         print(line(method, found), flush=True)
         remove(DATA / "projects" / f"methods-{method}")
+    if not given.methods:
+        scaling(modelbuild, given.layers, given.runs)
 
 
 if __name__ == "__main__":

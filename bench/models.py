@@ -2,7 +2,7 @@
 
 usage: python bench/models.py [--layers 22] [NAME...]
 
-Three fine-tunes of one base, one model twice the size, and a rank-16 LoRA over all linear layers. Values repeat every
+Six fine-tunes of one base, two models twice the size, and a rank-16 LoRA over all linear layers. Values repeat every
 8 million, which no tool measured here can profit from.
 """
 
@@ -117,6 +117,9 @@ KINDS = {
     "one": (save_model, 1, 1),
     "two": (save_model, 2, 1),
     "three": (save_model, 3, 1),
+    "four": (save_model, 7, 1),
+    "five": (save_model, 8, 1),
+    "six": (save_model, 9, 1),
     "double": (save_model, 4, 2),
     "double-two": (save_model, 5, 2),
     "lora": (save_lora, 6, 1),
