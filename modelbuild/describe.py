@@ -291,7 +291,8 @@ def _steps(node: Node) -> list[str]:
             params = ", ".join(f"{key} = {value!r}" for key, value in step.node.params)
             if step.node.rows is not None:
                 lines += [f"rows of {_called(used)} ({used.dtype} {_shape(used)})" for used in step.node.inputs]
-            lines.append(f"{step.node.operation} ({params}) → {step.node.dtype} {shape}, key {step.node.key[:12]}")
+            by = f" by {step.node.numerics}" if step.node.numerics is not None else ""
+            lines.append(f"{step.node.operation} ({params}){by} → {step.node.dtype} {shape}, key {step.node.key[:12]}")
     return lines
 
 
