@@ -2,9 +2,9 @@
 
 A decomposition is found from the Gram matrix G of the smaller side, G = MMᵀ for a matrix M of more columns than rows,
 in float64: its eigenvectors are singular vectors of M, its eigenvalues the squares of singular values. Of a float32
-matrix that is nearer to the truth than a decomposition in float32, the published one, and several times cheaper: with
-singular values from 1 down to 1e-4 what is made of them is right to 1e-9, down to 1e-6 to 1e-5, of its norm (float32:
-1e-4 and 1e-2). tests/test_method_spectra.py holds it to that.
+matrix that is nearer to the truth than a decomposition in float32, the published one, and cheaper, the more so the
+longer the matrix. With singular values from 1 down to 1e-4 what is made of them is right to 1e-8 of its norm, down to
+1e-6 to 1e-4 (float32: 1e-4 and 1e-2); tests/test_method_spectra.py holds it to that.
 
 A singular value below 2⁻²⁰ of the largest counts as 0, and has no vectors: float32 cannot tell it from rounding, and
 its direction would be arbitrary.
