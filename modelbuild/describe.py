@@ -16,6 +16,7 @@ from modelbuild.artifact.provenance import FILE as PROVENANCE
 from modelbuild.engine.program import Read, Run, compile_program
 from modelbuild.errors import UsageError
 from modelbuild.fetching import downloads, on_the_same_disk
+from modelbuild.methods.operations import operation
 from modelbuild.modelfile.suggest import nearest
 from modelbuild.options import Options, named
 from modelbuild.plan.demand import Need
@@ -168,11 +169,17 @@ def _target_status(session: Session, artifact: Planned) -> str:
 
 def _alone(session: Session, nodes: Sequence[Node], names: Sequence[str]) -> list[str]:
     budget = parse_size(session.options.memory)
-    return [
-        f"`{name}` needs {show_bytes(program.memory)}"
-        for name, node in zip(names, nodes, strict=True)
-        if node.operation == "lora" and (program := compile_program(node, {})).memory > budget
-    ] + _packed_alone([(name, node) for name, node in zip(names, nodes, strict=True) if node.outputs], budget)
+    pairs = list(zip(names, nodes, strict=True))
+    needed = [(name, _memory(node)) for name, node in pairs if not node.outputs]
+    told = [f"`{name}` needs {show_bytes(memory)}" for name, memory in needed if memory > budget]
+    return told + _packed_alone([(name, node) for name, node in pairs if node.outputs], budget)
+
+
+def _memory(node: Node) -> int:
+    """The bytes that making a tensor holds besides tiles; what is decomposed was made before, and is stored."""
+    if node.numerics is not None:
+        return operation(node.operation).memory(node)
+    return compile_program(node, {}).memory if node.operation == "lora" else 0
 
 
 def _packed_alone(packed: Sequence[tuple[str, Node]], budget: int) -> list[str]:
@@ -285,7 +292,8 @@ def _steps(node: Node) -> list[str]:
             params = ", ".join(f"{key} = {value!r}" for key, value in step.node.params)
             if step.node.rows is not None:
                 lines += [f"rows of {_called(used)} ({used.dtype} {_shape(used)})" for used in step.node.inputs]
-            lines.append(f"{step.node.operation} ({params}) → {step.node.dtype} {shape}, key {step.node.key[:12]}")
+            by = f" by {step.node.numerics}" if step.node.numerics is not None else ""
+            lines.append(f"{step.node.operation} ({params}){by} → {step.node.dtype} {shape}, key {step.node.key[:12]}")
     return lines
 
 

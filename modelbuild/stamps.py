@@ -243,11 +243,16 @@ def _libraries(session: Session) -> list[str]:
     """The files of the outside libraries that computed parts of the plan."""
     from modelbuild.formats.numerics import library_places
     from modelbuild.formats.registry import formats
-    from modelbuild.modelfile.spec import Quantize
+    from modelbuild.methods.registry import methods
+    from modelbuild.modelfile.spec import Merge, Quantize
 
-    spec = session.spec
-    used = {a.format for name in session.plan.artifacts if isinstance(a := spec.artifacts[name], Quantize)}
-    return library_places({library for name in used for library in formats()[name].libraries})
+    found: set[str] = set()
+    for artifact in (session.spec.artifacts[name] for name in session.plan.artifacts):
+        if isinstance(artifact, Quantize):
+            found.update(formats()[artifact.format].libraries)
+        elif isinstance(artifact, Merge):
+            found.update(methods()[artifact.method].libraries)
+    return library_places(found)
 
 
 def _outputs(session: Session) -> dict[str, list[int] | None] | None:

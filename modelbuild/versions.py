@@ -3,9 +3,9 @@
 The lock has them in `[methods]`. Methods stand there by their names; adapter types and formats with their kind before
 it (`"adapter lora"`), since a method may have the same name.
 
-Of a format that an outside library computes there is also the numerics class under the library's name: its version, the
-kind of processor, threads. The version of what is not installed here is None. A format's file may say otherwise by a
-function `lock_entries(artifact)`, which gives versions by name for one `[quantize.NAME]`.
+Of a format or method that an outside library computes there is also the numerics class under the library's name: its
+version, the kind of processor, threads. The version of what is not installed here is None. A format's file may say
+otherwise by a function `lock_entries(artifact)`, which gives versions by name for one `[quantize.NAME]`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ def versions_of(spec: Spec, names: Collection[str], adapters: Iterable[SourceAda
     found: Versions = {"modelbuild": __version__}
     # Any merge may have to round an input to its dtype.
     found |= {"cast": CAST} if merges else {}
-    used = {merge.method for merge in merges}
-    found |= {name: declared.version for name in sorted(used) if (declared := method(name)) is not None}
+    used = [declared for name in sorted({merge.method for merge in merges}) if (declared := method(name)) is not None]
+    found |= {declared.name: declared.version for declared in used}
+    for declared in used:
+        found |= locked_class(declared.libraries, algebra=True) if declared.libraries else {}
     for kind in sorted({str(adapter.config.get("peft_type", "LORA")).lower() for adapter in adapters}):
         version = adapter_version(kind)
         found |= {f"{ADAPTER}{kind}": version} if version is not None else {}

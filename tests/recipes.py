@@ -98,4 +98,7 @@ RECIPES += [
     Recipe("ramplus_tl", {"epsilon": 1e-3}),
     Recipe("nearswap", {"t": 0.002}, ({},)),
     Recipe("arcee_fusion", {}, ({},), same=False),
+    Recipe("iso_c", {"lambda": 0.7}, weights(1.0, 0.5, -0.4), same=False),
+    Recipe("tsv", {}, weights(1.0, 0.5, -0.4), same=False),
+    Recipe("tsv", {"density": 0.6}, same=False),
 ]

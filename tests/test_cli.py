@@ -53,10 +53,10 @@ def test_exit_0_with_one_line_for_each_artifact(world):
 
 
 def test_exit_1_for_what_is_known_but_not_built_yet(world):
-    world.edit('"linear"', '"iso_c"').edit("[merge.m]", '[merge.m]\nbase = "a"')
+    world.edit('"linear"', '"moe"').edit("[merge.m]", '[merge.m]\nbase = "a"')
     world.edit('{ model = "a", weight = 0.5 }, ', "").edit(", weight = 0.5", "")
     assert ends(world, 1, "build").startswith(
-        "error: `m` needs method `iso_c`, which this version does not build yet\n  --> Modelfile:7:1\n"
+        "error: `m` needs method `moe`, which this version does not build yet\n  --> Modelfile:7:1\n"
     )
     for command in ("push", "graph", "plot", "diff"):
         text = ends(world, 1, command, "m", "--whatever", "x")
@@ -708,7 +708,7 @@ def test_methods_schema_and_env_print_data(world):
     (linear,) = json.loads(prints(world, "methods", "linear", "--json"))
     assert {parameter["name"] for parameter in linear["parameters"]} >= {"weight", "normalize"}
     assert prints(world, "methods", "linear").startswith("linear: ")
-    assert "not built yet" in prints(world, "methods", "iso_c")
+    assert "not built yet" in prints(world, "methods", "moe")
     schema = json.loads(prints(world, "schema"))
     assert {"base", "adapter", "merge", "quantize", "publish", "settings"} <= schema["properties"].keys()
     facts = json.loads(prints(world, "env", "--json"))

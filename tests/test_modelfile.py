@@ -271,7 +271,7 @@ def unbuilt(text, *names):
 @pytest.mark.parametrize(
     ("body", "what", "line"),
     [
-        ('method = "iso_c"\nbase = "a"\nmodels = [{ model = "b" }]', "method `iso_c`", 8),
+        ('method = "moe"\nbase = "a"\nmodels = [{ model = "b" }]', "method `moe`", 8),
         ('method = "lora"\nbase = "a"\nadapters = [{ adapter = "l" }]\nbase_precision = "nf4"', "`base_precision`", 11),
     ],
 )

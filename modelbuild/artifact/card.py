@@ -14,6 +14,7 @@ from modelbuild.artifact.config import names_remote_code
 from modelbuild.artifact.provenance import Made, numerics_of, public_modelfile, public_override, sources
 from modelbuild.artifact.recipe import closure, public_source
 from modelbuild.formats.registry import formats
+from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Adapter, Base, Merge, Publish, Quantize
 from modelbuild.sources.content import SourceAdapter, SourceModel
 
@@ -115,15 +116,22 @@ def _steps(made: Made) -> list[str]:
         if isinstance(artifact, Merge):
             names = dict.fromkeys(escape(other) for other in made.plan.spec.references(name))
             lines.append(f"- {escape(name)}: {escape(artifact.method)} of {', '.join(names)}")
+            used = method(artifact.method)
+            lines += _computed_by(made, name, artifact.method) if used is not None and used.libraries else []
         elif isinstance(artifact, Quantize):
             lines.append(
                 f"- {escape(name)}: {escape(artifact.model)} as {escape(artifact.format)} {escape(artifact.type)}"
             )
-            lines += [f"  computed by {escape(numerics)}" for numerics in numerics_of(made.plan.artifacts[name])]
+            lines += _computed_by(made, name, artifact.format)
         elif isinstance(artifact, Adapter) and artifact.source is None:
             names = dict.fromkeys(escape(other) for other in made.plan.spec.references(name))
             lines.append(f"- {escape(name)}: an adapter made from {', '.join(names)}")
     return ["## How", "\n".join(lines)] if lines else []
+
+
+def _computed_by(made: Made, name: str, operation: str) -> list[str]:
+    """The numerics class of what a method or format itself has an outside library compute of an artifact."""
+    return [f"  computed by {escape(found)}" for found in numerics_of(made.plan.artifacts[name], operation)]
 
 
 def _remote_code(made: Made) -> list[str]:

@@ -110,9 +110,10 @@ def _methods(spec: Spec, name: str) -> dict[str, int]:
     return dict(sorted(versions.items()))
 
 
-def numerics_of(planned: Planned) -> list[str]:
-    """The numerics classes of what outside libraries compute of an artifact itself."""
-    return sorted({node.numerics for node in planned.tensors.values() if node.numerics is not None})
+def numerics_of(planned: Planned, operation: str) -> list[str]:
+    """The numerics classes of what outside libraries compute of an artifact by an operation."""
+    nodes = (node for node in planned.tensors.values() if node.operation == operation)
+    return sorted({node.numerics for node in nodes if node.numerics is not None})
 
 
 def operations(nodes: Iterable[Node]) -> dict[str, Any]:

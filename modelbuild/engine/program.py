@@ -6,7 +6,7 @@ into a slot. Slots are reused as soon as their last reader is done, so a long ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -73,9 +73,9 @@ class Program:
         """The steps that compute."""
         return tuple(step for step in self.steps if isinstance(step, Run))
 
-    def before(self, run: Run) -> tuple[Read | Run, ...]:
-        """The steps that make the inputs of `run`, in order."""
-        wanted = set(run.inputs)
+    def before(self, run: Run, slots: Collection[int]) -> tuple[Read | Run, ...]:
+        """The steps that make those inputs of `run` that are in `slots`, in order."""
+        wanted = set(slots)
         found: list[Read | Run] = []
         for step in reversed(self.steps[: run.index]):
             if step.slot in wanted:

@@ -165,14 +165,15 @@ class Runner:
     def _show(self, program: Program, arena: Arena, run: Run, kernels: Mapping[int, Kernel], wanted: Pass) -> None:
         """Streams the inputs of one step for a pass, from the first element to the last."""
         stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
-        steps, width = program.before(run), pass_width(wanted.unit, arena)
+        slots = run.inputs if wanted.inputs is None else [run.inputs[index] for index in wanted.inputs]
+        steps, width = program.before(run, slots), pass_width(wanted.unit, arena)
         stop = program.node.count if wanted.stop is None else wanted.stop
         for begin in range(wanted.start, stop, width):
             if self._stop.is_set():
                 raise Cancelled
             end = min(begin + width, stop)
             views = stretch.fill(steps, begin, end)
-            wanted.look(begin, end, [views[slot] for slot in run.inputs], arena.scratch)
+            wanted.look(begin, end, [views[slot] for slot in slots], arena.scratch)
 
     def _warn(self, names: Sequence[str], text: str) -> None:
         with self._lock:

@@ -28,18 +28,22 @@ class MissingLibrary(Exception):
         self.name = name
 
 
-def numerics_class(libraries: Sequence[str]) -> str:
-    """The class of what these packages compute here on one thread; raises MissingLibrary."""
+def numerics_class(libraries: Sequence[str], algebra: bool = False) -> str:
+    """The class of what these packages compute here on one thread; raises MissingLibrary.
+
+    `algebra`: by products and decompositions of matrices, whose code is chosen by the processor's maker too.
+    """
     versions = [f"{name} {library_version(name)}" for name in libraries]
-    return ", ".join([*versions, processor_family(), "1 thread"])
+    processor = f"{processor_maker()} {processor_family()}".strip() if algebra else processor_family()
+    return ", ".join([*versions, processor, "1 thread"])
 
 
-def locked_class(libraries: Sequence[str]) -> dict[str, str | None]:
+def locked_class(libraries: Sequence[str], algebra: bool = False) -> dict[str, str | None]:
     """The same as the lock has it: by the first package's name its version and all that comes after; None where one
     is not installed.
     """
     try:
-        name, _, rest = numerics_class(libraries).partition(" ")
+        name, _, rest = numerics_class(libraries, algebra).partition(" ")
     except MissingLibrary as missing:
         return {missing.name: None}
     return {name: rest}
@@ -81,10 +85,21 @@ def processor_family() -> str:
     return f"{machine} {found or 'SSE'}".strip()
 
 
+@cache
+def processor_maker() -> str:
+    """Who made the processor, `Intel` or `AMD`; empty where the system does not say."""
+    return {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}.get(_fact("vendor_id"), "")
+
+
 def _flags() -> set[str]:
+    return set(_fact("flags").split())
+
+
+def _fact(name: str) -> str:
+    """What the system says of its first processor under a name."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            line = next((line for line in file if line.startswith("flags")), "")
+            line = next((line for line in file if line.startswith(name)), "")
     except OSError:
-        return set()
-    return set(line.partition(":")[2].split())
+        return ""
+    return line.partition(":")[2].strip()

@@ -19,9 +19,6 @@ def _number(
     return Parameter(name, scope, "number", default, help, low, high)
 
 
-LAMBDA = _number("lambda", "merge", 1.0, "scale of the merged delta")
-
-
 def _announce(
     name: str,
     summary: str,
@@ -34,22 +31,6 @@ def _announce(
 
 
 ANNOUNCED: tuple[Method, ...] = (
-    _announce(
-        "iso_c",
-        "add the deltas and make the spectrum of the sum flat",
-        "https://arxiv.org/abs/2502.04959",
-        "required",
-        (1, None),
-        (LAMBDA,),
-    ),
-    _announce(
-        "tsv",
-        "keep each delta's leading singular vectors, made orthogonal across models",
-        "https://arxiv.org/abs/2412.00081",
-        "required",
-        (1, None),
-        (_number("density", "merge", None, "share of the singular vectors that each model keeps", 0.0, 1.0), LAMBDA),
-    ),
     _announce(
         "moe",
         "a mixture of experts made from dense models",

@@ -46,10 +46,14 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """The output tensor is computed by the method's operation from `inputs`, of which weight-0 ones are left out."""
+    """The output tensor is computed by the method's operation from `inputs`, of which weight-0 ones are left out.
+
+    `bound`: by the method's `libraries`, so that the result repeats within a numerics class only.
+    """
 
     params: Params
     inputs: tuple[Node, ...]
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +111,14 @@ class Pass:
     """Elements [start, stop) of the streamed inputs (None: to the end) are to be shown to `look`, from first to last.
 
     Stretches begin at multiples of 2048 after `start`, or with `unit` at multiples of that: elements of a row, say.
+    `inputs` are the indexes, among the streamed inputs, of those that are shown, where not all are.
     """
 
     look: Look
     start: int = 0
     stop: int | None = None
     unit: int = 1
+    inputs: tuple[int, ...] | None = None
 
 
 Survey: TypeAlias = "Generator[Pass | str, None, Kernel]"
@@ -164,6 +170,8 @@ class Method:
     operation: Callable[[], Operation] | None = None
     random: bool = False
     """Whether the method draws random numbers: then the seed is among the reasons of a build."""
+    libraries: tuple[str, ...] = ()
+    """Packages whose matrix algebra computes what is bound: their versions are part of its key and of the lock."""
 
     def parameter(self, name: str) -> Parameter | None:
         """The declaration of the parameter `name`, if the method has it."""

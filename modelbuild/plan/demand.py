@@ -130,10 +130,15 @@ def _keep(
     loose = [name for name in need.computed if artifact.tensors[name].key not in made_before]
     keys = {name: artifact.tensors[name].key for name in loose}
     shared = [name for name, key in keys.items() if len(asked[key]) > 1 or key in surveyed]
-    costly = [name for name in loose if _rank(artifact.tensors[name]) >= WIDE]
+    costly = [name for name in loose if _is_costly(artifact.tensors[name])]
     need.kept = [name for name in need.computed if name in {*shared, *costly}]
     if need.kept:
         need.keep_reason = "used more than once" if shared else "costs more to make than to read"
+
+
+def _is_costly(node: Node) -> bool:
+    """Whether a tensor costs more to make than to read: a wide low-rank product, or what takes a decomposition."""
+    return node.numerics is not None or _rank(node) >= WIDE
 
 
 def _rank(node: Node) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from modelbuild.methods.base import Compute, Method, Refuse, Request, Take
 from modelbuild.modelfile.spec import Input, Merge, Scalar, Slice, Spec
+from modelbuild.plan.bound import class_of
 from modelbuild.plan.fit import Misfits, Row, agree_exactly
 from modelbuild.plan.layout import Place, comes_last
 from modelbuild.plan.node import FLOATS, Node, cast, operation_node
@@ -49,10 +50,11 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
     stretches = _stretches(merge, method, inputs, misfits)
     misfits.stop()
     _check_points(merge, inputs, stretches, misfits)
+    numerics = class_of(spec, merge, method)
     tensors: dict[str, Node] = {}
     decisions: dict[str, Decision] = {}
     for row in _rows(merge, inputs, stretches, misfits):
-        node, decision = _tensor(spec, merge, method, row, misfits, aligned)
+        node, decision = _tensor(spec, merge, method, row, misfits, aligned, numerics)
         tensors[row.name] = node
         decisions[row.name] = aligned.told(decision)
     misfits.stop()
@@ -268,7 +270,7 @@ def _check_points(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequen
 
 
 def _tensor(
-    spec: Spec, merge: Merge, method: Method, row: Row, misfits: Misfits, aligned: Aligned
+    spec: Spec, merge: Merge, method: Method, row: Row, misfits: Misfits, aligned: Aligned, numerics: str | None
 ) -> tuple[Node, Decision]:
     inputs = misfits.inputs
     own = inputs[row.donor].tensors[row.own]
@@ -306,7 +308,7 @@ def _tensor(
     if isinstance(step, Take):
         taken = own if step.index < 0 else found[step.index]
         return cast(taken, wanted), decision
-    return computed(method, step, wanted, own.shape), decision
+    return computed(method, step, wanted, own.shape, numerics), decision
 
 
 def wanted_dtype(spec: Spec, merge: Merge, own: Node) -> str:
@@ -315,9 +317,10 @@ def wanted_dtype(spec: Spec, merge: Merge, own: Node) -> str:
     return FLOATS[dtype] if dtype is not None and own.dtype in FLOAT_DTYPES else own.dtype
 
 
-def computed(method: Method, step: Compute, dtype: str, shape: tuple[int, ...]) -> Node:
-    """The node of a tensor that the method computes."""
-    return operation_node(method.name, method.version, step.params, step.inputs, dtype, shape)
+def computed(method: Method, step: Compute, dtype: str, shape: tuple[int, ...], numerics: str | None = None) -> Node:
+    """The node of a tensor that the method computes; `numerics` is the class of what its libraries compute here."""
+    bound = numerics if step.bound else None
+    return operation_node(method.name, method.version, step.params, step.inputs, dtype, shape, bound)
 
 
 def parameters(

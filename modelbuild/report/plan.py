@@ -10,6 +10,9 @@ from modelbuild.units import show_bytes
 if TYPE_CHECKING:
     from modelbuild.describe import ArtifactPlan, PlanResult, Why
 
+_MOST = 5
+"""Tensors that are named one by one."""
+
 STATUS = {
     "build": "would be built",
     "link": "would be linked from the cache",
@@ -41,8 +44,9 @@ def _artifact(artifact: ArtifactPlan) -> list[str]:
         lines.append(
             f"  keeps {artifact.kept} tensors in the cache, {show_bytes(artifact.write)}: {artifact.keep_reason}"
         )
-    lines += [f"  {tensor} of memory, more than the budget: it runs alone" for tensor in shorten(artifact.alone)]
-    return lines
+    lines += [f"  {tensor} of memory, more than the budget: it runs alone" for tensor in artifact.alone[:_MOST]]
+    more = len(artifact.alone) - _MOST
+    return lines + ([f"  {more} more tensors run alone"] if more > 0 else [])
 
 
 def show_why(why: Why) -> str:
