@@ -26,6 +26,9 @@ def merge(findings: Findings, item: Item, name: str) -> list[Table]:
         given = fields(findings, item, "a recipe", RECIPE)
         method = _method(findings, item, given)
         if method is None:
+            from modelbuild.importing.unmethodical import look_through  # only faults need it
+
+            look_through(findings, given)
             return [table]
         table.entries["method"] = given["merge_method"]
         base = ref(findings, given["base_model"], "base_model") if "base_model" in given else None

@@ -15,7 +15,7 @@ from modelbuild.importing.nouns import Findings, Item
 from modelbuild.importing.read import fields
 from modelbuild.methods.base import Parameter
 from modelbuild.methods.registry import method as method_called
-from modelbuild.modelfile.suggest import nearest, shown
+from modelbuild.modelfile.suggest import did_you_mean, shown
 
 FILTER = "mergekit's `filter` is `match`: a piece of the tensor's name; the first entry that fits wins."
 GRADIENT = (
@@ -42,9 +42,12 @@ def parameters(findings: Findings, method: str, item: Item | None, level: str, w
         return {}
     found: dict[str, Item] = {}
     for name, inner in item.value.items():
-        if (reason := _left_out(method, name, level)) is not None:
+        if name not in known.parameters:
+            text = f"`{shown(name)}` is no parameter of {method}: mergekit does not read it"
+            findings.unread(inner.place, text, did_you_mean(name, known.parameters))
+        elif (reason := _left_out(method, name, level)) is not None:
             findings.note(inner.place, reason)
-        elif name in known.parameters:
+        else:
             declared = method_called(method)
             here = RENAMED.get(name, name)
             parameter = declared.parameter(here) if declared else None
@@ -56,14 +59,9 @@ def parameters(findings: Findings, method: str, item: Item | None, level: str, w
 
 def _left_out(method: str, name: str, level: str) -> str | None:
     """Why a parameter is left out, as a sentence; None if it is not."""
-    known = METHODS[method]
-    if name not in known.parameters:
-        near = nearest(name, known.parameters)
-        guess = f"; did you mean `{near}`?" if near else ""
-        return f"`{shown(name)}` is no parameter of {method}: mergekit does not read it, and it is left out{guess}"
     if (reason := without_effect(method, name)) is not None:
         return f"`{name}` is left out: {reason}"
-    if level == "input" and name in known.shared:
+    if level == "input" and name in METHODS[method].shared:
         return f"`{name}` belongs to the merge: mergekit does not read it on a model, and it is left out"
     return None
 
@@ -153,7 +151,8 @@ def scalar(findings: Findings, item: Item, parameter: Parameter) -> float | int 
     value = item.value
     found: float | int | bool | str | None = None
     if parameter.type == "boolean":
-        word = str(value).lower() if isinstance(value, str | bool | int) else ""
+        # What mergekit itself writes into model cards is `normalize: 1.0`.
+        word = str(int(value) if value in (0.0, 1.0) else value).lower()
         found = True if word in _TRUE else False if word in _FALSE else None
     elif parameter.type == "string":
         found = value if isinstance(value, str) else None

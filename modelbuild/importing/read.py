@@ -7,10 +7,12 @@ from typing import Any
 
 from modelbuild.importing.known import METHODS
 from modelbuild.importing.nouns import Findings, Item, Place, Ref
-from modelbuild.modelfile.suggest import nearest, shown
+from modelbuild.modelfile.suggest import did_you_mean, shown
 
 PARAMETERS = frozenset(name for known in METHODS.values() for name in known.parameters)
-MISPLACED = "; parameters stand under `parameters`"
+MISPLACED = "parameters stand under `parameters`"
+SEEDS = dict.fromkeys(("random_seed", "seed"), "it has `--random-seed`, and a Modelfile `seed`")
+"""Keys that recipes have where mergekit does not look for them."""
 
 
 def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> dict[str, Item]:
@@ -21,9 +23,11 @@ def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> d
     names = tuple(known)
     for key, inner in item.value.items():
         if key not in names:
-            near = nearest(key, names)
-            guess = f"; did you mean `{near}`?" if near else MISPLACED if key in PARAMETERS else ""
-            findings.note(inner.place, f"mergekit does not know `{shown(key)}` in {what}, and it is left out{guess}")
+            text = f"mergekit does not know `{shown(key)}` in {what}"
+            if key in SEEDS:
+                findings.note(inner.place, f"{text}, and it is left out; {SEEDS[key]}")
+            else:
+                findings.unread(inner.place, text, MISPLACED if key in PARAMETERS else did_you_mean(key, names))
     return {key: item.value[key] for key in names if key in item.value and item.value[key].value is not None}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modelbuild.errors import Where
+from modelbuild.errors import Fault, Where
 from modelbuild.importing.merges import NOT_A_RECIPE, merge
 from modelbuild.importing.models import Folders, artifacts, refs_of
 from modelbuild.importing.moe import mixture, stack
@@ -21,12 +21,13 @@ from modelbuild.modelfile.suggest import shown
 @dataclass(frozen=True)
 class Imported:
     """A Modelfile made from a mergekit file: its text, where the parts of it come from (key and value, by path), what
-    was left out, and the name of what the last recipe makes."""
+    was left out, the name of what the last recipe makes, and keys that may be why the Modelfile is a faulty one."""
 
     text: str
     places: Mapping[Path, tuple[Where, Where]]
     notes: tuple[str, ...]
     name: str
+    suspects: tuple[Fault, ...] = ()
 
 
 def translate(text: str, origin: Where, names: Sequence[str], folders: Folders) -> Imported:
@@ -57,7 +58,8 @@ def translate(text: str, origin: Where, names: Sequence[str], folders: Folders) 
         f"{where}: {note}" for where, note in sorted(findings.notes, key=lambda note: (note[0].line, note[0].column))
     ]
     last = called.get(None) or list(called.values())[-1]
-    return Imported(modelfile(_head(origin, merges), tables, named), places(tables), tuple(notes), last)
+    text = modelfile(_head(origin, merges), tables, named)
+    return Imported(text, places(tables), tuple(notes), last, tuple(findings.suspects))
 
 
 def _called(findings: Findings, found: Sequence[Item], name: str) -> dict[str | None, str]:
