@@ -114,7 +114,9 @@ def test_a_faulty_recipe_writes_nothing(mix):
     mix.edit("linear", "liner")
     found = ran(mix, "import", "mix.yml", code=2)
     assert found.stderr == (
-        "error: mergekit has no method `liner`\n  --> mix.yml:1:15\n\nhint: did you mean `linear`?\n"
+        "error: mergekit has no method `liner`\n  --> mix.yml:1:15\n\nhint: did you mean `linear`?\n\n"
+        "error: `densty` is no parameter of any method: mergekit does not read it\n  --> mix.yml:4:31\n\n"
+        "hint: did you mean `density`?\n"
     )
     assert not (mix.root / "Modelfile").exists()
 

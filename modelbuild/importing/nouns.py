@@ -32,10 +32,18 @@ class Item:
         """Another value at the same place."""
         return replace(self, value=value)
 
+    def data(self) -> object:
+        """The plain data of it, without places."""
+        if isinstance(self.value, dict):
+            return {key: inner.data() for key, inner in self.value.items()}
+        return [inner.data() for inner in self.value] if isinstance(self.value, list) else self.value
+
     def told(self) -> str:
         """What the value is, for the end of a sentence."""
         if self.value is None:
             return "empty"
+        if isinstance(self.value, list):
+            return described([entry.value for entry in self.value])
         return "a mapping" if isinstance(self.value, dict) else described(self.value)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from modelbuild.importing.known import METHODS, RENAMED, without_effect
 from modelbuild.importing.nouns import Findings, Item
-from modelbuild.importing.read import fields
+from modelbuild.importing.read import fields, truth
 from modelbuild.methods.base import Parameter
 from modelbuild.methods.registry import method as method_called
 from modelbuild.modelfile.suggest import did_you_mean, shown
@@ -22,8 +22,6 @@ GRADIENT = (
     "A list of numbers is a gradient over the layers of a slice; tensors outside of the layers, such as embeddings, "
     "final norm and head, take its first number."
 )
-_TRUE = ("1", "t", "true", "y", "yes", "on")
-_FALSE = ("0", "f", "false", "n", "no", "off")
 _NEVER = frozenset("*\\^$(){}[]|+? \t\n")
 """Characters that are in no tensor's name."""
 
@@ -151,9 +149,7 @@ def scalar(findings: Findings, item: Item, parameter: Parameter) -> float | int 
     value = item.value
     found: float | int | bool | str | None = None
     if parameter.type == "boolean":
-        # What mergekit itself writes into model cards is `normalize: 1.0`.
-        word = str(int(value) if value in (0.0, 1.0) else value).lower()
-        found = True if word in _TRUE else False if word in _FALSE else None
+        found = truth(item)
     elif parameter.type == "string":
         found = value if isinstance(value, str) else None
     elif isinstance(value, bool | int | float):

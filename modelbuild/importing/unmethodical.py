@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from modelbuild.importing.known import METHODS, MODEL, MODULE, SLICE, SOURCE
+from modelbuild.importing.known import MODEL, MODULE, SLICE, SOURCE
 from modelbuild.importing.merges import dtype_of
 from modelbuild.importing.nouns import Findings, Item
 from modelbuild.importing.read import PARAMETERS, entries, fields, ref
