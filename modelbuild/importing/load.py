@@ -26,7 +26,7 @@ def load(path: str, *, overrides: Sequence[str] = ()) -> Spec:
 
     Raises UsageError and ModelfileError as `modelfile.parse.load` does; faults of a recipe stand in the YAML file.
     """
-    if not path.endswith(ENDINGS):
+    if not path.lower().endswith(ENDINGS):
         return load_modelfile(path, overrides=overrides)
     from modelbuild.importing.models import Folders
     from modelbuild.importing.names import last_name
