@@ -109,7 +109,7 @@ def _take(rest: list[str], known: Sequence[str], environ: Mapping[str, str], nam
         word = rest.pop(0)
         if word.startswith("-"):
             _put(given, flags[word], rest)
-        elif word.endswith((".yml", ".yaml")):
+        elif word.lower().endswith((".yml", ".yaml")):
             raise _NotPlainError  # a recipe in the place of the Modelfile
         elif names is not None:
             names.append(word)

@@ -108,7 +108,7 @@ def _parse(arguments: Sequence[str]) -> Words | None:
             names.append(word)
     if names[:1] != ["build"] or not given["-f"]:
         return None
-    if names[1:] and names[1].endswith((".yml", ".yaml")):
+    if names[1:] and names[1].lower().endswith((".yml", ".yaml")):
         if named:
             return None
         given["-f"] = names.pop(1)

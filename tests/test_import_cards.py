@@ -68,11 +68,46 @@ def test_an_indented_block_is_read_where_it_stands(tmp_path):
 
 def test_a_card_without_a_recipe_says_what_it_has():
     assert told("# Nothing\n") == (
-        "error: there is no mergekit recipe in this card\n  --> README.md\n   |  it has no fenced block of YAML\n\n"
+        "error: there is no mergekit recipe in this card\n  --> README.md\n   |  it has no fenced block\n\n"
         "hint: copy the recipe into a file that ends in .yml"
     )
-    assert "it has 1 fenced blocks, and none has a `merge_method`" in told("```yaml\na: 1\n```\n")
-    assert "it has no fenced block" in told(f"```yaml\n{LINEAR}")
+    assert "its only fenced block has no `merge_method`" in told("```yaml\na: 1\n```\n")
+    assert "it has 2 fenced blocks, and none has a `merge_method`" in told("```\na: 1\n```\n```\nx\n```\n")
+
+
+def test_a_block_that_nothing_closes_goes_on_to_the_end():
+    assert recipe(f"```yaml\n{LINEAR}", "README.md").text == LINEAR
+
+
+@pytest.mark.parametrize("language", ["text", "json", "bash", "YAML {.lines}"])
+def test_a_recipe_may_be_called_another_language(language):
+    assert recipe(f"```{language}\n{LINEAR}```\n", "README.md").text == LINEAR
+
+
+def test_a_script_that_is_no_yaml_is_passed_over():
+    assert recipe(f"```python\nmerge_method = [\n```\n```yaml\n{LINEAR}```\n", "README.md").text == LINEAR
+
+
+def test_a_recipe_that_stands_twice_is_one():
+    block = f"```yaml\n{LINEAR}```\n"
+    assert recipe(f"{block}\n{block}", "README.md").origin.line == 1
+    text = told(f"{block}\n```yaml\n{SLERP}```\n{block}")
+    assert [line for line in text.splitlines() if "line" in line] == [
+        "   |  1: line 2, `linear`",
+        "   |  2: line 10, `slerp`",
+    ]
+
+
+def test_what_only_looks_like_a_recipe_is_read_where_there_is_no_other():
+    """The fault is then that of the recipe: the key that is misspelled."""
+    like = f"```yaml\n{LINEAR.replace('merge_method', 'merge_metod')}```\n"
+    assert "merge_metod" in recipe(like, "README.md").text
+    assert recipe(f"{like}```yaml\n{SLERP}```\n", "README.md").text == SLERP
+
+
+def test_a_stack_of_bakllama_is_a_recipe():
+    block = "layer_slices:\n- {model: org/a, start: 0, end: 4}\n"
+    assert recipe(f"```yaml\n{block}```\n", "README.md").about == "a stack of layers"
 
 
 def test_a_card_with_several_recipes_asks_which():

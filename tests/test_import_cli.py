@@ -110,11 +110,20 @@ def test_a_file_with_a_name_that_says_nothing_is_called_by_its_folder(mix):
     assert "[merge.violet-blend]" in ran(mix, "import", "violet-blend/config.yml", "--out", "-").stdout
 
 
+def test_the_ending_of_a_recipe_may_be_in_capitals(mix):
+    (mix.root / "mix.yml").rename(mix.root / "MIX.YML")
+    assert "mix: built" in ran(mix, "build", "MIX.YML").stdout
+    assert "mix: nothing to do" in ran(mix, "build", "MIX.YML").stdout
+    assert "mix" in ran(mix, "-f", "MIX.YML", "plan").stdout
+
+
 def test_a_faulty_recipe_writes_nothing(mix):
     mix.edit("linear", "liner")
     found = ran(mix, "import", "mix.yml", code=2)
     assert found.stderr == (
-        "error: mergekit has no method `liner`\n  --> mix.yml:1:15\n\nhint: did you mean `linear`?\n"
+        "error: mergekit has no method `liner`\n  --> mix.yml:1:15\n\nhint: did you mean `linear`?\n\n"
+        "error: `densty` is no parameter of any method: mergekit does not read it\n  --> mix.yml:4:31\n\n"
+        "hint: did you mean `density`?\n"
     )
     assert not (mix.root / "Modelfile").exists()
 

@@ -78,6 +78,7 @@ def test_the_examples_of_the_golden_file_are_recipes_to_mergekit():
 
 # --- any recipe -------------------------------------------------------------------------------------------------------
 
+truths = st.sampled_from([True, False, 0, 1, 0.0, 1.0, "yes", "Off", "true"])
 share = st.floats(0.015625, 1, allow_nan=False, width=16)
 names = st.sampled_from(["org/alpha-7b", "org/beta-7b@main", "other/alpha-7b", "x/gamma+y/style-lora", "z/delta"])
 filters = st.sampled_from(["mlp", "self_attn", "layers.1.", "embed_tokens", "lm_head", "*", "", "layers.*.mlp", "a|b"])
@@ -105,7 +106,11 @@ def given_for(draw, method, scope, required):
         needed = required and parameter.default is None and not parameter.nullable
         if not needed and not draw(st.booleans()):
             continue
-        kinds = {"boolean": st.booleans(), "integer": st.integers(1, 9), "number": values(needed)}
+        kinds = {
+            "boolean": truths,
+            "integer": st.integers(1, 9) | st.sampled_from(["3", 4.0]),
+            "number": values(needed),
+        }
         found[ours[parameter.name]] = draw(kinds[parameter.type])
     if draw(st.integers(0, 5)) == 0:
         found[draw(st.sampled_from(["int8_mask", "densty", "t2"]))] = True
@@ -136,7 +141,11 @@ def recipes(draw):
         starts = st.integers(0, 4)
         recipe["slices"] = [
             {
-                "sources": listed(lambda: {"layer_range": [start := draw(starts), start + length]}),
+                "sources": listed(
+                    lambda: {
+                        "layer_range": [start := draw(starts), draw(st.sampled_from([int, float, str]))(start + length)]
+                    }
+                ),
                 "parameters": given_for(draw, method, "slice", False),
             }
             for _ in range(draw(st.integers(1, 3)))

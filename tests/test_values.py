@@ -296,3 +296,37 @@ models = [{ model = "blue", prompt = ["a", "b"] }]
 """
     assert "  prompt of `blue`: a\\nb" in shown(two, text)
     assert parse_text(text.replace('base = "red"', 'base = "x"').replace("blue", "x") + '[base.x]\nsource = "x"', "M")
+
+
+def test_a_model_with_an_adapter_gives_names_and_layers_like_any_other(two):
+    """The adapter's merge comes first in `models`, so that the names of tensors are asked of it."""
+    two.lora("style", "red", seed=3)
+    text = '[adapter.style]\nsource = "style"\n[merge.tuned]\nmethod = "lora"\nbase = "red"\n'
+    text += 'adapters = [ { adapter = "style", weight = 0.5 } ]\n'
+    text += LINEAR.replace('"red"', '"tuned"') % "[0, 1]"
+    assert shown(two, text).splitlines()[2:] == [
+        "  weight of `tuned`:",
+        "    layer  all",
+        "    0      0",
+        "    1      0.333333",
+        "    2      0.666667",
+        "    3      1",
+        "    outside the layers: 0",
+        "  weight of `blue`: 1",
+    ]
+    assert shown(two, text, "tuned").splitlines()[1:] == ["  weight of `style`: 0.5"]
+
+
+def test_layers_that_are_taken_as_they_are_stand_in_no_row(two):
+    text = '[merge.m]\nmethod = "task_arithmetic"\nbase = "red"\n'
+    for layers, models in (("[0, 1]", '{ model = "blue", weight = 0.25 }'), ("[1, 2]", '{ model = "red" }'),
+                           ("[2, 4]", '{ model = "blue", weight = 0.25 }'),
+                           ("[3, 4]", '{ model = "blue", weight = 0.5 }')):  # fmt: skip
+        text += f"[[merge.m.slices]]\nlayers = {layers}\nmodels = [ {models} ]\n"
+    lines = shown(two, text).splitlines()
+    assert lines[1:5] == [
+        "  layer 0: `blue` 0", "  layer 1: `red` 1", "  layers 2-3: `blue` 2-3", "  layer 4: `blue` 3",
+    ]  # fmt: skip
+    start = lines.index("    layer  all")
+    assert lines[start + 1 : start + 4] == ["    0      0.25", "    2-3    0.25", "    4      0.5"]
+    assert "model.layers.1." in lines[-1]

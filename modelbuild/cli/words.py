@@ -37,7 +37,7 @@ def targets(context: typer.Context, names: list[str] | None) -> list[str]:
     from modelbuild.importing.load import ENDINGS
 
     found = list(names or ())
-    if found and found[0].endswith(ENDINGS):
+    if found and found[0].lower().endswith(ENDINGS):
         given = context.parent.get_parameter_source("file") if context.parent is not None else None
         if given is not None and given.name == "COMMANDLINE":
             facts = (f"`-f {context.obj['file']}` names a Modelfile", f"`{found[0]}` stands in its place")

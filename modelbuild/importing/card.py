@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from modelbuild.errors import Fault, ModelfileError, UsageError, Where
 from modelbuild.importing.nouns import Findings, Item
@@ -18,11 +18,14 @@ _TITLE = re.compile(r"#[ \t]+(.+?)[ \t]*#*[ \t]*")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block: its text, where that begins (lines and columns before it), and what a reader knows it by."""
+    """A fenced block: its text, where that begins (lines and columns before it), what a reader knows it by ("" where it
+    is no recipe), the language it says it is in, and whether it only looks like a recipe."""
 
     text: str
     origin: Where
     about: str = ""
+    language: str = ""
+    maybe: bool = False
 
 
 def title(card: str) -> str:
@@ -36,7 +39,10 @@ def recipe(card: str, file: str, number: int | None = None) -> Block:
 
     Raises ModelfileError if there is none, and UsageError if there are several and none was chosen.
     """
-    found = [block for block in map(_known, _blocks(card, file)) if isinstance(block, Block)]
+    read = [_known(block) for block in _blocks(card, file)]
+    recipes = [block for block in read if block.about and not block.maybe]
+    # What only looks like a recipe is one whose `merge_method` is missing, or spelled otherwise.
+    found = _distinct(recipes or [block for block in read if block.maybe])
     if not found:
         raise _none(card, file)
     if number is not None and not 1 <= number <= len(found):
@@ -48,8 +54,16 @@ def recipe(card: str, file: str, number: int | None = None) -> Block:
     return found[(number or 1) - 1]
 
 
+def _distinct(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks without those that stand above already, word for word."""
+    found: dict[str, Block] = {}
+    for block in blocks:
+        found.setdefault(block.text, block)
+    return list(found.values())
+
+
 def _blocks(card: str, file: str) -> Iterator[Block]:
-    """Every fenced block without a language or with YAML's."""
+    """Every fenced block; one that nothing closes goes on to the end."""
     lines = card.split("\n")
     start, indent, fence, language = 0, "", "", ""
     for index, raw in enumerate(lines):
@@ -58,24 +72,30 @@ def _blocks(card: str, file: str) -> Iterator[Block]:
         if not fence and found:
             start, (indent, fence, language) = index + 1, found.groups()
         elif fence and found and found[2].startswith(fence) and line.strip() == found[2]:
-            if language.lower() in _LANGUAGES:
-                width = len(indent)
-                inner = [raw[width:] if not raw[:width].strip() else raw.lstrip() for raw in lines[start:index]]
-                yield Block("\n".join(inner) + "\n", Where(file, start, width))
+            yield _block(lines[start:index], Where(file, start, len(indent)), language)
             fence = ""
+    if fence:
+        yield _block(lines[start:], Where(file, start, len(indent)), language)
 
 
-def _known(block: Block) -> Block | ModelfileError:
-    """The block if it is a recipe, with what it is about; what is wrong with it if it is not."""
+def _block(lines: Sequence[str], origin: Where, language: str) -> Block:
+    width = origin.column
+    inner = [raw[width:] if not raw[:width].strip() else raw.lstrip() for raw in lines]
+    return Block("\n".join(inner).rstrip("\n") + "\n", origin, language=language.lower())
+
+
+def _known(block: Block) -> Block:
+    """The block with what it is about, if it is a recipe or looks like one."""
     try:
         items = documents(block.text, block.origin, Findings())
-    except ModelfileError as error:
+    except ModelfileError:
         # A recipe that is no YAML is better told of than passed over.
-        return Block(block.text, block.origin, "not YAML") if "merge_method" in block.text else error
+        broken = block.language in _LANGUAGES and "merge_method" in block.text
+        return replace(block, about="not YAML" if broken else "")
     about = [name for item in items if (name := _about(item)) is not None]
-    if not about:
-        return ModelfileError("no recipe", where=block.origin)
-    return Block(block.text, block.origin, ", ".join(about))
+    if about:
+        return replace(block, about=", ".join(about))
+    return replace(block, about="no `merge_method`", maybe=True) if any(map(_is_like_one, items)) else block
 
 
 def _about(item: Item) -> str | None:
@@ -83,11 +103,19 @@ def _about(item: Item) -> str | None:
         return None
     if "merge_method" in item.value:
         return f"`{item.value['merge_method'].value}`"
+    if "layer_slices" in item.value:
+        return "a stack of layers"
     return "a mixture of experts" if {"experts", "base_model"} <= item.value.keys() else None
+
+
+def _is_like_one(item: Item) -> bool:
+    keys = ("models", "slices", "experts")
+    return isinstance(item.value, dict) and any(isinstance(item.value[k].value, list) for k in keys if k in item.value)
 
 
 def _none(card: str, file: str) -> ModelfileError:
     count = sum(1 for _ in _blocks(card, file))
-    fact = f"it has {count} fenced blocks, and none has a `merge_method`" if count else "it has no fenced block of YAML"
+    facts = {0: "it has no fenced block", 1: "its only fenced block has no `merge_method`"}
+    fact = facts.get(count, f"it has {count} fenced blocks, and none has a `merge_method`")
     hint = "copy the recipe into a file that ends in .yml"
     return ModelfileError([Fault("there is no mergekit recipe in this card", Where(file), (fact,), hint)])

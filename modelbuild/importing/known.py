@@ -85,3 +85,6 @@ EXPERT = ("source_model", "positive_prompts", "negative_prompts", "noise_scale",
 BAKLLAMA = ("name", "layer_slices", "embedding_source", "lm_head_source")
 LAYERS = ("model", "start", "end", "scale")
 DTYPES = ("bfloat16", "float16", "float32")
+SHORT = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16", "fp32": "float32",
+         "f32": "float32", "float": "float32"}  # fmt: skip
+"""What recipes call dtypes, and mergekit does not."""

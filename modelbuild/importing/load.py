@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from modelbuild.errors import UsageError, Where
+from modelbuild.errors import ModelfileError, UsageError, Where
 from modelbuild.modelfile.parse import load as load_modelfile
 from modelbuild.modelfile.parse import parse_text
 from modelbuild.modelfile.positions import Positions
@@ -26,7 +26,7 @@ def load(path: str, *, overrides: Sequence[str] = ()) -> Spec:
 
     Raises UsageError and ModelfileError as `modelfile.parse.load` does; faults of a recipe stand in the YAML file.
     """
-    if not path.endswith(ENDINGS):
+    if not path.lower().endswith(ENDINGS):
         return load_modelfile(path, overrides=overrides)
     from modelbuild.importing.models import Folders
     from modelbuild.importing.names import last_name
@@ -47,7 +47,12 @@ def parsed(imported: Imported, file: str, overrides: Sequence[str] = ()) -> Spec
     def positions(file: str, text: str, options: Mapping[Path, str]) -> Positions:
         return _Origins(file, text, options, imported.places)
 
-    return parse_text(imported.text, file, overrides, positions)
+    try:
+        return parse_text(imported.text, file, overrides, positions)
+    except ModelfileError as error:
+        from modelbuild.importing.nouns import together
+
+        raise together(error.faults, imported.suspects) from None
 
 
 def read_bytes(path: str) -> bytes:

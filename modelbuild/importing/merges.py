@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from modelbuild.importing.known import DTYPES, METHODS, MODEL, MODULE, RECIPE
+from modelbuild.importing.known import DTYPES, METHODS, MODEL, MODULE, RECIPE, SHORT
 from modelbuild.importing.nouns import Findings, Item, Ref, Table
 from modelbuild.importing.parameters import joined, parameters
 from modelbuild.importing.read import entries, fields, ref, text
@@ -26,6 +26,9 @@ def merge(findings: Findings, item: Item, name: str) -> list[Table]:
         given = fields(findings, item, "a recipe", RECIPE)
         method = _method(findings, item, given)
         if method is None:
+            from modelbuild.importing.unmethodical import look_through  # only faults need it
+
+            look_through(findings, given)
             return [table]
         table.entries["method"] = given["merge_method"]
         base = ref(findings, given["base_model"], "base_model") if "base_model" in given else None
@@ -96,7 +99,7 @@ def _module(findings: Findings, item: Item) -> tuple[Mapping[str, Item], list[It
         findings.expected(item, "`modules`", "a mapping")
         return {}, []
     found = [fields(findings, module, f"the module `{shown(name)}`", MODULE) for name, module in item.value.items()]
-    if any(_data(Item(module, item.where)) != _data(Item(found[0], item.where)) for module in found[1:]):
+    if any(Item(module, item.where).data() != Item(found[0], item.where).data() for module in found[1:]):
         message = "modules are merged in different ways, and a merge has one way for all of its tensors"
         hint = "write a recipe for each, and choose its tensors with `only` and `copy` in the Modelfile"
         findings.fault(item.place, message, f"the modules are {listed(item.value)}", hint=hint)
@@ -107,13 +110,6 @@ def _module(findings: Findings, item: Item) -> tuple[Mapping[str, Item], list[It
         return {}, []
     findings.remark("mergekit's modules all say the same, and are left out: a merge has all tensors of a model.")
     return found[0], [found[0]["parameters"]] if "parameters" in found[0] else []
-
-
-def _data(item: Item) -> object:
-    """The plain data of an item, to compare."""
-    if isinstance(item.value, dict):
-        return {key: _data(inner) for key, inner in item.value.items()}
-    return [_data(inner) for inner in item.value] if isinstance(item.value, list) else item.value
 
 
 # --- dtype ------------------------------------------------------------------------------------------------------------
@@ -143,7 +139,7 @@ def _named(findings: Findings, item: Item | None, key: str) -> str | None:
     name = name.removeprefix("torch.")
     if name not in (*DTYPES, "float64"):
         message = f"`{key}` is one of {listed(DTYPES)}, not {item.told()}"
-        near = nearest(name, DTYPES)
+        near = SHORT.get(name.lower()) or nearest(name, DTYPES)
         findings.fault(item.where, message, hint=f"did you mean `{near}`?" if near else None)
         return None
     return name

@@ -52,15 +52,19 @@ def refs_of(item: Item, found: dict[Ref, Where]) -> None:
 
 
 def artifacts(
-    findings: Findings, refs: Mapping[Ref, Where], made: Mapping[str, str], folders: Folders
+    findings: Findings,
+    refs: Mapping[Ref, Where],
+    made: Mapping[str, str],
+    folders: Folders,
+    reserved: Collection[str] = (),
 ) -> tuple[list[Table], dict[Ref, str]]:
     """The tables of all models that recipes name, and the name of each; `made` has the names of what recipes make, by
-    what other recipes call it."""
+    what other recipes call it; `reserved` are names that no model may have."""
     plain = _plain(refs)
     adapters = list(dict.fromkeys(ref.lora for ref in refs if ref.lora is not None))
     sources = [ref for ref in plain if ref.model.path not in made]
     places = [*(ref.model for ref in sources), *adapters]
-    found = dict(zip([*sources, *adapters], _named(places, made.values()), strict=True))
+    found = dict(zip([*sources, *adapters], _named(places, [*made.values(), *reserved]), strict=True))
     names: dict[Ref, str] = {ref: found.get(ref) or made[ref.model.path] for ref in plain}
     wheres = _first(refs)
     tables = [_source_table(findings, "base", found[ref], ref.model, wheres[ref], folders) for ref in sources]

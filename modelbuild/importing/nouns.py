@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -32,10 +32,18 @@ class Item:
         """Another value at the same place."""
         return replace(self, value=value)
 
+    def data(self) -> object:
+        """The plain data of it, without places."""
+        if isinstance(self.value, dict):
+            return {key: inner.data() for key, inner in self.value.items()}
+        return [inner.data() for inner in self.value] if isinstance(self.value, list) else self.value
+
     def told(self) -> str:
         """What the value is, for the end of a sentence."""
         if self.value is None:
             return "empty"
+        if isinstance(self.value, list):
+            return described([entry.value for entry in self.value])
         return "a mapping" if isinstance(self.value, dict) else described(self.value)
 
 
@@ -75,6 +83,7 @@ class Findings:
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.notes: list[tuple[Where, str]] = []
+        self.suspects: list[Fault] = []
         self._comments: list[str] = []
 
     def fault(self, where: Where, message: str, *facts: str, hint: str | None = None) -> None:
@@ -90,6 +99,13 @@ class Findings:
         self.notes.append((where, text))
         file = where.file if where.file.startswith("hf:") else where.file.rsplit("/", 1)[-1]
         self.remark(f"{file}:{where.line}: {text}" + ("" if text.endswith("?") else "."))
+
+    def unread(self, where: Where, text: str, hint: str | None = None) -> None:
+        """A key that mergekit does not read: noted. Where a hint says what was meant, it stands among the faults, if
+        there are any, since it may be the cause of them."""
+        self.note(where, f"{text}, and it is left out" + (f"; {hint}" if hint else ""))
+        if hint is not None:
+            self.suspects.append(Fault(text, where, (), hint))
 
     def remark(self, text: str) -> None:
         """Something that a reader should know: a comment of the Modelfile, told once in each table."""
@@ -108,7 +124,12 @@ class Findings:
     def stop(self) -> None:
         """Raises ModelfileError if anything is wrong, in the order of the file."""
         if self.faults:
-            raise ModelfileError(sorted(self.faults, key=_order))
+            raise together(self.faults, self.suspects)
+
+
+def together(faults: Iterable[Fault], suspects: Iterable[Fault]) -> ModelfileError:
+    """The faults of a file and what may have caused them as one error, in the order of the file."""
+    return ModelfileError(sorted([*suspects, *faults], key=_order))
 
 
 def _order(fault: Fault) -> tuple[int, int]:

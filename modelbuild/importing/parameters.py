@@ -12,18 +12,16 @@ from typing import Any
 
 from modelbuild.importing.known import METHODS, RENAMED, without_effect
 from modelbuild.importing.nouns import Findings, Item
-from modelbuild.importing.read import fields
+from modelbuild.importing.read import fields, truth
 from modelbuild.methods.base import Parameter
 from modelbuild.methods.registry import method as method_called
-from modelbuild.modelfile.suggest import nearest, shown
+from modelbuild.modelfile.suggest import did_you_mean, shown
 
 FILTER = "mergekit's `filter` is `match`: a piece of the tensor's name; the first entry that fits wins."
 GRADIENT = (
     "A list of numbers is a gradient over the layers of a slice; tensors outside of the layers, such as embeddings, "
     "final norm and head, take its first number."
 )
-_TRUE = ("1", "t", "true", "y", "yes", "on")
-_FALSE = ("0", "f", "false", "n", "no", "off")
 _NEVER = frozenset("*\\^$(){}[]|+? \t\n")
 """Characters that are in no tensor's name."""
 
@@ -42,9 +40,12 @@ def parameters(findings: Findings, method: str, item: Item | None, level: str, w
         return {}
     found: dict[str, Item] = {}
     for name, inner in item.value.items():
-        if (reason := _left_out(method, name, level)) is not None:
+        if name not in known.parameters:
+            text = f"`{shown(name)}` is no parameter of {method}: mergekit does not read it"
+            findings.unread(inner.place, text, did_you_mean(name, known.parameters))
+        elif (reason := _left_out(method, name, level)) is not None:
             findings.note(inner.place, reason)
-        elif name in known.parameters:
+        else:
             declared = method_called(method)
             here = RENAMED.get(name, name)
             parameter = declared.parameter(here) if declared else None
@@ -56,14 +57,9 @@ def parameters(findings: Findings, method: str, item: Item | None, level: str, w
 
 def _left_out(method: str, name: str, level: str) -> str | None:
     """Why a parameter is left out, as a sentence; None if it is not."""
-    known = METHODS[method]
-    if name not in known.parameters:
-        near = nearest(name, known.parameters)
-        guess = f"; did you mean `{near}`?" if near else ""
-        return f"`{shown(name)}` is no parameter of {method}: mergekit does not read it, and it is left out{guess}"
     if (reason := without_effect(method, name)) is not None:
         return f"`{name}` is left out: {reason}"
-    if level == "input" and name in known.shared:
+    if level == "input" and name in METHODS[method].shared:
         return f"`{name}` belongs to the merge: mergekit does not read it on a model, and it is left out"
     return None
 
@@ -153,8 +149,7 @@ def scalar(findings: Findings, item: Item, parameter: Parameter) -> float | int 
     value = item.value
     found: float | int | bool | str | None = None
     if parameter.type == "boolean":
-        word = str(value).lower() if isinstance(value, str | bool | int) else ""
-        found = True if word in _TRUE else False if word in _FALSE else None
+        found = truth(item)
     elif parameter.type == "string":
         found = value if isinstance(value, str) else None
     elif isinstance(value, bool | int | float):

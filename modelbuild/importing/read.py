@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from modelbuild.importing.known import METHODS
 from modelbuild.importing.nouns import Findings, Item, Place, Ref
-from modelbuild.modelfile.suggest import nearest, shown
+from modelbuild.modelfile.suggest import did_you_mean, shown
 
 PARAMETERS = frozenset(name for known in METHODS.values() for name in known.parameters)
-MISPLACED = "; parameters stand under `parameters`"
+_TRUE = ("1", "t", "true", "y", "yes", "on")
+_FALSE = ("0", "f", "false", "n", "no", "off")
+MISPLACED = "parameters stand under `parameters`"
+SEEDS = dict.fromkeys(("random_seed", "seed"), "mergekit has `--random-seed`, a Modelfile `seed`")
+"""Keys that recipes have where mergekit does not look for them."""
 
 
 def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> dict[str, Item]:
@@ -21,9 +26,11 @@ def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> d
     names = tuple(known)
     for key, inner in item.value.items():
         if key not in names:
-            near = nearest(key, names)
-            guess = f"; did you mean `{near}`?" if near else MISPLACED if key in PARAMETERS else ""
-            findings.note(inner.place, f"mergekit does not know `{shown(key)}` in {what}, and it is left out{guess}")
+            text = f"mergekit does not know `{shown(key)}` in {what}"
+            if key in SEEDS:
+                findings.note(inner.place, f"{text}, and it is left out; {SEEDS[key]}")
+            else:
+                findings.unread(inner.place, text, MISPLACED if key in PARAMETERS else did_you_mean(key, names))
     return {key: item.value[key] for key in names if key in item.value and item.value[key].value is not None}
 
 
@@ -45,6 +52,22 @@ def typed(findings: Findings, item: Item | None, name: str, kind: type | tuple[t
         findings.expected(item, f"`{name}`", wanted)
         return None
     return item.value
+
+
+def integer(item: Item) -> int | None:
+    """The integer that an item is, or that is written in it as `4.0` or in quotes, which mergekit reads alike."""
+    value = item.value
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value) else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def truth(item: Item) -> bool | None:
+    """The boolean that an item is, or that mergekit reads in it: 0 and 1, 0.0 and 1.0, and words such as "yes"."""
+    word = str(int(item.value) if item.value in (0.0, 1.0) else item.value).lower()
+    return True if word in _TRUE else False if word in _FALSE else None
 
 
 def text(findings: Findings, item: Item | None, name: str) -> str | None:

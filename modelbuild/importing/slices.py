@@ -9,7 +9,7 @@ from itertools import groupby
 from modelbuild.importing.known import SLICE, SOURCE, Known
 from modelbuild.importing.nouns import Findings, Item, Ref
 from modelbuild.importing.parameters import joined, layered, parameters
-from modelbuild.importing.read import entries, fields, ref
+from modelbuild.importing.read import entries, fields, integer, ref
 
 PUSHED = (
     "mergekit compares filters of a model's parameters with that model's own names of layers, wherever they stand: "
@@ -147,11 +147,11 @@ def _source(findings: Findings, item: Item) -> Source | None:
             return None
     model = ref(findings, given["model"])
     span = given["layer_range"]
-    numbers = [entry.value for entry in span.value] if isinstance(span.value, list) else []
-    if len(numbers) != 2 or not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+    numbers = [integer(entry) for entry in span.value] if isinstance(span.value, list) else []
+    if len(numbers) != 2 or None in numbers:
         findings.expected(span, "`layer_range`", "[START, END], END excluded")
         return None
-    start, end = numbers
+    start, end = (number for number in numbers if number is not None)
     if not 0 <= start <= end:
         findings.fault(
             span.where, f"[{start}, {end}] is not a range of layers", "a range is [START, END], END excluded"

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 
 from modelbuild.importing.known import TOKEN, TOKENIZER
 from modelbuild.importing.nouns import Findings, Item
-from modelbuild.importing.read import fields, ref, text, typed
+from modelbuild.importing.read import fields, integer, ref, text, truth, typed
 from modelbuild.modelfile.suggest import shown
+
+TOKENIZERS = ("union", "base")
+"""What a tokenizer is taken from, besides models."""
 
 
 def vocabulary(findings: Findings, given: Mapping[str, Item]) -> dict[str, Item]:
@@ -27,7 +30,7 @@ def vocabulary(findings: Findings, given: Mapping[str, Item]) -> dict[str, Item]
 
 def _source(findings: Findings, item: Item) -> Item:
     """The donor of the tokenizer: "union", "base", or a model."""
-    if item.value in ("union", "base"):
+    if item.value in TOKENIZERS:
         return item
     return item.but(ref(findings, item, "tokenizer"))
 
@@ -35,8 +38,7 @@ def _source(findings: Findings, item: Item) -> Item:
 def _section(findings: Findings, item: Item) -> dict[str, Item]:
     given = fields(findings, item, "`tokenizer`", TOKENIZER)
     found = {"tokenizer": _source(findings, given.get("source", item.but("union")))}
-    size = given.get("pad_to_multiple_of")
-    if typed(findings, size, "pad_to_multiple_of", int, "an integer") and size is not None:
+    if "pad_to_multiple_of" in given and (size := _integer(findings, given, "pad_to_multiple_of")).value:
         found["pad_to_multiple_of"] = size
     tokens = given.get("tokens")
     if tokens is not None and not isinstance(tokens.value, dict):
@@ -52,9 +54,20 @@ def _token(findings: Findings, token: str, item: Item) -> Item:
     what = f"the token `{shown(token)}`"
     given = fields(findings, item, what, TOKEN)
     found = _embedding(findings, what, given["source"]) if "source" in given else {}
-    if typed(findings, given.get("force"), "force", bool, "true or false"):
-        found["force"] = given["force"]
+    if "force" in given:
+        force = truth(given["force"])
+        if force is None:
+            findings.expected(given["force"], "`force`", "true or false")
+        elif force:
+            found["force"] = given["force"].but(True)
     return item.but(found)
+
+
+def _integer(findings: Findings, given: Mapping[str, Item], name: str) -> Item:
+    found = integer(given[name])
+    if found is None:
+        findings.expected(given[name], f"`{name}`", "an integer")
+    return given[name].but(found)
 
 
 def _embedding(findings: Findings, what: str, item: Item) -> dict[str, Item]:
@@ -75,5 +88,4 @@ def _embedding(findings: Findings, what: str, item: Item) -> dict[str, Item]:
     if "token" in given:
         typed(findings, given["token"], "token", str, "a string")
         return found | {"token": given["token"]}
-    typed(findings, given["token_id"], "token_id", int, "an integer")
-    return found | {"token_id": given["token_id"]}
+    return found | {"token_id": _integer(findings, given, "token_id")}

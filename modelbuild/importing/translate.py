@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from modelbuild.errors import Where
+from modelbuild.errors import Fault, Where
+from modelbuild.importing.lifted import lift
 from modelbuild.importing.merges import NOT_A_RECIPE, merge
 from modelbuild.importing.models import Folders, artifacts, refs_of
 from modelbuild.importing.moe import mixture, stack
 from modelbuild.importing.names import free, of_recipe, slug
 from modelbuild.importing.nouns import Findings, Item, Ref, Table
 from modelbuild.importing.read import text as read_text
+from modelbuild.importing.tokens import TOKENIZERS
 from modelbuild.importing.write import modelfile, places
 from modelbuild.importing.yamltext import documents
 from modelbuild.modelfile.spec import Path
@@ -21,12 +23,13 @@ from modelbuild.modelfile.suggest import shown
 @dataclass(frozen=True)
 class Imported:
     """A Modelfile made from a mergekit file: its text, where the parts of it come from (key and value, by path), what
-    was left out, and the name of what the last recipe makes."""
+    was left out, the name of what the last recipe makes, and keys that may be why the Modelfile is a faulty one."""
 
     text: str
     places: Mapping[Path, tuple[Where, Where]]
     notes: tuple[str, ...]
     name: str
+    suspects: tuple[Fault, ...] = ()
 
 
 def translate(text: str, origin: Where, names: Sequence[str], folders: Folders) -> Imported:
@@ -44,6 +47,8 @@ def translate(text: str, origin: Where, names: Sequence[str], folders: Folders) 
     findings.stop()
     merges = [t for item, name in zip(found, called.values(), strict=True) for t in _recipe(findings, item, name)]
     findings.stop()
+    for table in merges:
+        lift(table)
     made = {key: name for key, name in called.items() if key is not None}
     for table in merges:
         if table.key is not None:
@@ -51,13 +56,20 @@ def translate(text: str, origin: Where, names: Sequence[str], folders: Folders) 
     refs: dict[Ref, Where] = {}
     for table in merges:
         refs_of(Item(table.entries, table.where), refs)
-    sources, named = artifacts(findings, refs, made, folders)
+    # `tokenizer = "base"` and "union" mean something else than models of these names.
+    reserved = TOKENIZERS if any(isinstance(_tokenizer(table), Ref) for table in merges) else ()
+    sources, named = artifacts(findings, refs, made, folders, reserved)
     tables = [*sources, *merges]
     notes = [
         f"{where}: {note}" for where, note in sorted(findings.notes, key=lambda note: (note[0].line, note[0].column))
     ]
     last = called.get(None) or list(called.values())[-1]
-    return Imported(modelfile(_head(origin, merges), tables, named), places(tables), tuple(notes), last)
+    text = modelfile(_head(origin, merges), tables, named)
+    return Imported(text, places(tables), tuple(notes), last, tuple(findings.suspects))
+
+
+def _tokenizer(table: Table) -> object:
+    return table.entries["tokenizer"].value if "tokenizer" in table.entries else None
 
 
 def _called(findings: Findings, found: Sequence[Item], name: str) -> dict[str | None, str]:

@@ -71,6 +71,8 @@ def _not_yaml(error: Any, text: str, origin: Where) -> ModelfileError:
     hint = None
     if r"'\t'" in (error.problem or ""):
         problem, hint = "a tab stands where YAML wants spaces", "indent with spaces"
+    elif "<block end>" in problem:
+        hint = "YAML knows by the indentation what a line belongs to"
     where = Where(origin.file) if mark is None else _at(mark, origin)
     lines = [] if mark is None else text.splitlines()[mark.line : mark.line + 1]
     facts = [shown(line.strip()) for line in lines if line.strip()]

@@ -7,7 +7,7 @@ that are not built yet, vocabularies that differ and weights that sum to 0 are a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelbuild.methods.base import Method
 from modelbuild.modelfile.spec import Merge, Scalar, Spec
@@ -79,7 +79,7 @@ def _adapted(merge: Merge, method: Method, base: Planned) -> Outline:
             pairs = zip(merge.adapters, listed, strict=True)
             weights = {entry.name: {"weight": weight} for entry, weight in pairs}
         found.append(_resolved(base, name, {}, weights))
-    return Outline(base, tuple(found))
+    return Outline(replace(base, name=merge.name, kind="merge"), tuple(found))
 
 
 def _resolved(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
 from modelbuild.modelfile.suggest import shown
@@ -34,7 +33,8 @@ def show_values(found: Values) -> str:
 
 def _slice(part: Stack) -> str:
     models = ", ".join(f"`{name}` {_span(start, start + part.end - part.first)}" for name, start in part.starts.items())
-    return f"layers {_span(part.first, part.end)}: {models}"
+    word = "layer" if part.end == part.first + 1 else "layers"
+    return f"{word} {_span(part.first, part.end)}: {models}"
 
 
 def _span(first: int, end: int) -> str:
@@ -86,11 +86,21 @@ def _layers(told: Sequence[tuple[Resolved, str]]) -> list[str]:
     tables = [dict(values) for values in groups]
     layers = sorted({layer for values in tables for layer in values})
     rows = [["layer", *titles]] if layers else []
-    for cells, same in groupby(layers, key=lambda layer: [values.get(layer, "-") for values in tables]):
-        found = list(same)
+    for found, cells in _runs((layer, [values.get(layer, "-") for values in tables]) for layer in layers):
         rows.append([_span(found[0], found[-1] + 1), *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _runs(rows: Iterable[tuple[int, list[str]]]) -> list[tuple[list[int], list[str]]]:
+    """The layers that follow each other and have the same values, with these; layers taken as they are end a run."""
+    found: list[tuple[list[int], list[str]]] = []
+    for layer, cells in rows:
+        if found and found[-1][1] == cells and found[-1][0][-1] == layer - 1:
+            found[-1][0].append(layer)
+        else:
+            found.append(([layer], cells))
+    return found
 
 
 def _outside(told: Sequence[tuple[Resolved, str]]) -> list[str]:
