@@ -601,3 +601,48 @@ def test_a_japanese_and_an_english_model_merge_into_one_that_reads_both(world):
     from oracles import load
 
     load(world.out / "m")
+
+
+# --- which tensors ----------------------------------------------------------------------------------------------------
+
+
+BESIDE = {
+    "word_embeddings_layernorm.weight": (8,),
+    "word_embeddings_layernorm.bias": (5,),
+    "lm_head.dense.weight": (8, 8),
+    "lm_head.layer_norm.weight": (5,),
+    "model.embed_tokens_extend.image_embed.glb_GN": (1, 1, 8),
+    "embeddings.position_embeddings.weight": (5, 8),
+    "cls.predictions.transform.dense.bias": (5,),
+}
+"""As BLOOM, RoBERTa, BERT and Phi name them; some by chance as long as there are tokens."""
+
+
+def test_tensors_beside_the_vocabulary_keep_their_rows(world):
+    extra = {name: ("F32", np.arange(np.prod(shape), dtype=np.float32).reshape(shape)) for name, shape in BESIDE.items()}
+    for seed, (name, words) in enumerate({"a": "w x y z", "b": "z x y v"}.items(), start=1):
+        model(world, name, word_level(world.root / name, words.split()), seed=seed, dtype="float32", extra=extra)
+    made = world.made(HALF + 'tokenizer = "union"\n')
+    assert made[EMBED][1].shape[0] == 6
+    assert {name: made[name][1].shape for name in BESIDE} == BESIDE
+    assert all(same(made[name], tensor) for name, tensor in extra.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("lm_head.decoder.weight", 8),
+        ("lm_head.decoder.bias", None),
+        ("cls.predictions.bias", None),
+        ("generator_lm_head.bias", None),
+        ("model.language_model.embed_tokens_per_layer.weight", 4),
+    ],
+)
+def test_heads_of_any_name_get_the_vocabulary(world, name, columns):
+    for seed, (model_name, words) in enumerate({"a": "w x", "b": "x w v"}.items(), start=1):
+        size = word_level(world.root / model_name, words.split())
+        table = np.repeat(np.arange(size, dtype=np.float32)[:, None] + 10 * seed, columns or 1, axis=1)
+        extra = {name: ("F32", table if columns else table[:, 0])}
+        model(world, model_name, size, seed=seed, dtype="float32", extra=extra)
+    found = world.made(HALF + 'tokenizer = "union"\n')[name][1].reshape(4, -1)
+    assert found[:, 0].tolist() == [15, (11 + 22) / 2, (12 + 21) / 2, 23]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from modelbuild.modelfile.chat_templates import TEMPLATES
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.plan.overrides import merged
 from modelbuild.plan.planned import Planned, Side
+from modelbuild.sources.hub.fetch import bring_all
 from modelbuild.sources.strictjson import show
 from modelbuild.tokenizer.nouns import Tokenizer, Unreadable
-from modelbuild.tokenizer.read import LIMIT, is_tokenizer_file, read_tokenizer
+from modelbuild.tokenizer.read import LIMIT, READ, TEMPLATES_IN, is_tokenizer_file, read_tokenizer
 from modelbuild.tokenizer.template import template_of, usual, with_template
 
 _IDS = re.compile(r"(?:[a-z_]*_)?token_(?:id|ids|index)")
@@ -48,14 +49,19 @@ def unreadable(name: str, error: Unreadable, where: Where | None) -> BuildFailed
     return BuildFailed([fault])
 
 
-def tokenizer_files(side: Side) -> dict[str, bytes]:
-    """The bytes of a tokenizer's files by name. Raises SourceChanged for one that is not what was hashed."""
-    found: dict[str, bytes] = {}
-    for name, file in side.files.items():
-        if not is_tokenizer_file(name):
-            continue
+def tokenizer_files(side: Side, read: Collection[str] = READ) -> dict[str, bytes]:
+    """A tokenizer's files by name: the bytes of those that are `read`, of others none, which are as good as there.
+
+    Those on the Hub are brought, and no others. Raises SourceChanged for a file that is not what was hashed, and what
+    `hub.fetch.bring` raises.
+    """
+    files = {name: file for name, file in side.files.items() if is_tokenizer_file(name)}
+    wanted = {name: file for name, file in files.items() if name in read}
+    for name, file in wanted.items():
         if file.size > LIMIT:
             raise BuildFailed(f"{show(name)} is too large", facts=[f"the limit is {LIMIT} bytes"])
+    found = dict.fromkeys(files, b"")
+    for name, file in zip(wanted, bring_all(list(wanted.values())), strict=True):
         found[name] = Path(file.path).read_bytes()
         if hashlib.sha256(found[name]).hexdigest() != file.sha256:
             raise SourceChanged(f"{show(name)} changed during the build", hint="build again to use it as it is now")
@@ -90,7 +96,7 @@ def with_chat_template(spec: Spec, merge: Merge, planned: Planned, inputs: Mappi
         return planned
     where = spec.where("merge", merge.name, "chat_template")
     try:
-        have = {name: template_of(tokenizer_files(other.side)) for name, other in inputs.items()}
+        have = {name: template_of(tokenizer_files(other.side, TEMPLATES_IN)) for name, other in inputs.items()}
         if wanted == "auto":
             template = usual(list(have.values()))
         else:
@@ -98,7 +104,7 @@ def with_chat_template(spec: Spec, merge: Merge, planned: Planned, inputs: Mappi
         if template is None and wanted != "auto":
             others = [f"`{name}` has one" for name, found in have.items() if found is not None]
             raise BuildFailed(f"`{wanted}` has no chat template", where=where, facts=others)
-        files = tokenizer_files(planned.side)
+        files = tokenizer_files(planned.side, TEMPLATES_IN)
         if template is None or template_of(files) == template:
             note = () if template is not None else ("no input has a chat template",)
             return replace(planned, notes=(*planned.notes, *note))

@@ -20,7 +20,11 @@ OTHERS = frozenset({
     "spm.model", "target.spm", "tekken.json", "tokenizer.model.v3", "vocab.bpe",
 })  # fmt: skip
 """Files of tokenizers that are copied, and not read."""
-FILES = frozenset({FAST, SETTINGS, SPECIAL, ADDED, SPM, VOCAB, MERGES, WORDS, TEMPLATE, OLD_TEMPLATE}) | OTHERS
+READ = frozenset({FAST, SETTINGS, SPECIAL, ADDED, SPM, VOCAB, MERGES, WORDS})
+"""Files of which a vocabulary is read; the others need only be named."""
+TEMPLATES_IN = frozenset({TEMPLATE, SETTINGS, OLD_TEMPLATE})
+"""Files that a chat template may stand in."""
+FILES = READ | TEMPLATES_IN | OTHERS
 
 LIMIT = 200_000_000
 """Bytes that a file of a tokenizer may have."""
