@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from modelbuild.errors import BuildFailed, Fault, SourceChanged, Where
 from modelbuild.modelfile.chat_templates import TEMPLATES
 from modelbuild.modelfile.spec import Merge, Spec
-from modelbuild.plan.overrides import merged
 from modelbuild.plan.planned import Planned, Side
 from modelbuild.sources.hub.fetch import bring_all
 from modelbuild.sources.strictjson import show
 from modelbuild.tokenizer.nouns import Tokenizer, Unreadable
 from modelbuild.tokenizer.read import LIMIT, READ, TEMPLATES_IN, is_tokenizer_file, read_tokenizer
 from modelbuild.tokenizer.template import template_of, usual, with_template
-
-_IDS = re.compile(r"(?:[a-z_]*_)?token_(?:id|ids|index)")
-"""Keys of configs whose values are ids of tokens."""
 
 
 class Tokenizers:
@@ -111,46 +105,3 @@ def with_chat_template(spec: Spec, merge: Merge, planned: Planned, inputs: Mappi
         return replace(planned, side=with_files(planned.side, with_template(files, template)))
     except Unreadable as error:
         raise unreadable(merge.name, error, where) from None
-
-
-def with_ids(side: Side, before: Tokenizer, after: Mapping[str, int], other: Side) -> Side:
-    """The side with the ids in config.json and generation_config.json made those of a new vocabulary.
-
-    `other` is the artifact that the tokenizer comes from: what its configs name goes before what tokens are called.
-    """
-    config = _moved(side.config or {}, other.config or {}, before, after)
-    generation = _moved(side.generation or {}, {**(other.config or {}), **(other.generation or {})}, before, after)
-    return replace(
-        side,
-        config_overrides=merged(config, side.config_overrides),
-        generation_overrides=merged(generation, side.generation_overrides),
-    )
-
-
-def _moved(
-    config: Mapping[str, Any], other: Mapping[str, Any], before: Tokenizer, after: Mapping[str, int]
-) -> dict[str, Any]:
-    """The ids of a config that change, tables within tables."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            below = other.get(key)
-            if inner := _moved(value, below if isinstance(below, Mapping) else {}, before, after):
-                found[key] = inner
-        elif _IDS.fullmatch(key) and _are_ids(value):
-            now = other[key] if _are_ids(other.get(key)) else _renamed(value, before, after)
-            if now != value:
-                found[key] = now
-    return found
-
-
-def _are_ids(value: object) -> bool:
-    return type(value) is int or (isinstance(value, (list, tuple)) and all(type(entry) is int for entry in value))
-
-
-def _renamed(value: Any, before: Tokenizer, after: Mapping[str, int]) -> Any:
-    """The ids that the same tokens have now; an id that stood for no token, or for one that is gone, stays."""
-    if isinstance(value, (list, tuple)):
-        return [_renamed(entry, before, after) for entry in value]
-    token = before.by_id.get(value)
-    return after.get(token, value) if token is not None else value

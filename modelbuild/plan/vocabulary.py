@@ -20,10 +20,11 @@ from modelbuild.modelfile.tokens import TokenChoice, choices
 from modelbuild.plan.node import FLOATS, Node
 from modelbuild.plan.planned import Decision, Planned, Side
 from modelbuild.plan.rows import PADDING, RowMap, Taken, row_map, rows_node
+from modelbuild.plan.token_ids import Renaming, with_ids
 from modelbuild.plan.token_tensors import embedding, token_tensors
-from modelbuild.plan.tokenizers import Tokenizers, unreadable, with_files, with_ids, with_tokenizer
+from modelbuild.plan.tokenizers import Tokenizers, unreadable, with_files, with_tokenizer
 from modelbuild.sources.strictjson import show
-from modelbuild.tokenizer.nouns import Tokenizer, Unreadable
+from modelbuild.tokenizer.nouns import Unreadable
 from modelbuild.tokenizer.union import Member, Vocabulary, as_it_is, union
 from modelbuild.tokenizer.write import write
 
@@ -256,7 +257,11 @@ class _Aligner:
         side, chosen = self.inputs[self.donor].side, self.inputs[self.chosen].side
         side = replace(side, vocabulary=self._rows(embedding(self.inputs[self.donor]) or ""))
         if self.chosen != self.donor:
-            side = with_ids(with_tokenizer(side, chosen), self._donors(), self.vocabulary.tokens, chosen)
+            side, notes = with_ids(with_tokenizer(side, chosen), self._renaming(), chosen)
+            self.notes += notes
+        elif self.vocabulary.lost:
+            side, notes = with_ids(side, self._renaming(), Side())
+            self.notes += notes
         if self.vocabulary.is_donors:
             return side
         try:
@@ -266,8 +271,11 @@ class _Aligner:
         self.notes += written.notes
         return with_files(side, written.files, written.dropped)
 
-    def _donors(self) -> Tokenizer:
-        return self.members[self.donor].tokenizer
+    def _renaming(self) -> Renaming:
+        """What ids in configs become: of tokens that have a row."""
+        rows = self._rows(embedding(self.inputs[self.donor]) or "")
+        after = {token: number for token, number in self.vocabulary.tokens.items() if number < rows}
+        return Renaming(self.members[self.donor].tokenizer, self.members[self.chosen].tokenizer, after, rows)
 
     def _tell(self, model: str, rows: int) -> None:
         """Notes what became of one model's rows."""

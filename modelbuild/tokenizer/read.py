@@ -63,6 +63,12 @@ def read_tokenizer(files: Mapping[str, bytes]) -> Tokenizer | None:
     return None
 
 
+def role_of(tokenizer: Tokenizer, role: str) -> str | None:
+    """The token that has a role (`eos_token`) in a tokenizer; None where none has."""
+    special = _object(tokenizer.files, SPECIAL)
+    return _content(tokenizer.settings.get(role)) or _content(special.get(role))
+
+
 def _fast(files: Mapping[str, bytes], settings: Mapping[str, Any], slow: Mapping[str, Any]) -> Tokenizer:
     fast = _object(files, FAST)
     model = fast.get("model")
