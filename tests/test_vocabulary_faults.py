@@ -161,3 +161,40 @@ def test_an_id_without_a_row_is_no_other_models_token_in_a_union(world):
     assert auto(world.out / "m").get_vocab() == {"<unk>": 0, "x": 1, "y": 2}
     assert (ids_of(world, "m")["bos_token_id"], ids_of(world, "m")["pad_token_id"]) == (1, None)
     assert "m: `pad_token_id` was `<pad>`, which the vocabulary has not: it is null instead" in result.notes
+
+
+# --- tokens that no input has -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "meant"),
+    [("<new>", ""), ("<|im_strat|>", "; did you mean `<|im_start|>`?"), ("the dog", "; did you mean `ĠtheĠdog`?")],
+)
+def test_a_named_token_that_no_input_has_is_told(world, token, meant):
+    special = ("<unk>", "<|im_start|>")
+    for seed, (name, words) in enumerate({"a": "Ġthe", "b": "ĠtheĠdog"}.items(), start=1):
+        model(world, name, word_level(world.root / name, words.split(), special), seed=seed)
+    notes = world.merge(HALF + f'tokenizer = "union"\n[merge.m.tokens]\n"{token}" = {{ zero = true }}\n').plan().notes
+    assert f"m: no input has the token `{token}`: it gets a row of its own{meant}" in notes
+
+
+def test_a_named_token_of_any_input_is_told_by_its_row_alone(world):
+    world_of(world, {"a": "x", "b": "x y"})
+    notes = world.merge(LERP + 'tokenizer = "base"\n[merge.m.tokens]\ny = "b"\n').plan().notes
+    assert not any("no input has" in note for note in notes)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ['[merge.m.tokens]\n"<n>" = { zero = true }\n', "pad_to_multiple_of = 4000000000\n"])
+def test_a_vocabulary_larger_than_any_is_refused_before_it_takes_memory(world, text):
+    world_of(world, {"a": "x", "b": "x y"})
+    path = world.root / "a" / "tokenizer.json"
+    fast = json.loads(path.read_text())
+    fast["added_tokens"].append({"id": 2**31 - 1, "content": "<far>", "special": True})
+    path.write_text(json.dumps(fast))
+    rows = 2**31 + 1 if "tokens" in text else 4000000000
+    told = world.refusal(LERP + text)
+    assert told.startswith(f"error: the vocabulary of `m` would have {rows} rows\n  --> Modelfile:")
+    assert "the limit is 16777216" in told

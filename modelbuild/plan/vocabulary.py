@@ -17,6 +17,7 @@ from typing import TypeAlias
 from modelbuild.errors import BuildFailed, Fault
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.modelfile.tokens import TokenChoice, choices
+from modelbuild.plan.new_tokens import new_tokens
 from modelbuild.plan.node import FLOATS, Node
 from modelbuild.plan.planned import Decision, Planned, Side
 from modelbuild.plan.rows import PADDING, RowMap, Taken, row_map, rows_node
@@ -30,6 +31,9 @@ from modelbuild.tokenizer.write import write
 
 Sizes: TypeAlias = "tuple[int, tuple[tuple[str, int], ...]]"
 """The rows of an output tensor, and of the inputs' tensors by model."""
+
+MOST_ROWS = 2**24
+"""How many rows a vocabulary may have: sixty times the largest known, and few enough to plan with."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,15 @@ class _Aligner:
 
     def aligned(self) -> Aligned:
         """The inputs, the side files and the notes."""
+        if (rows := self._rows(embedding(self.inputs[self.donor]) or "")) > MOST_ROWS:
+            fact = f"the limit is {MOST_ROWS}"
+            raise BuildFailed(
+                f"the vocabulary of `{self.merge.name}` would have {rows} rows", where=self.where, facts=[fact]
+            )
         made = {name: self._planned(planned) for name, planned in self.inputs.items()}
         if self.faults:
             raise BuildFailed(list(self.faults.values()))
+        self.notes += new_tokens(self.choices, [member.tokenizer for member in self.members.values()])
         side = self._side()
         return Aligned(made, side, self.origins, tuple(self.notes))
 
