@@ -16,10 +16,7 @@ from modelbuild.plan.token_tensors import embedding, token_tensors
 from modelbuild.plan.tokenizers import Tokenizers
 from modelbuild.sources.strictjson import show
 from modelbuild.tokenizer.nouns import Tokenizer
-from modelbuild.tokenizer.read import ADDED, FAST, SETTINGS, SPM, VOCAB, WORDS
-
-_SAY = (FAST, SETTINGS, ADDED, SPM, VOCAB, WORDS)
-"""Files that say the ids of tokens."""
+from modelbuild.tokenizer.read import SAY_TOKENS
 
 
 def other_tokens(merge: Merge, inputs: Mapping[str, Planned], tensors: Mapping[str, Node], donor: str) -> Iterator[str]:
@@ -55,7 +52,10 @@ def _beneath(node: Node) -> Iterator[Node]:
 
 def _digests(planned: Planned) -> dict[str, object]:
     side = planned.side
-    return {name: side.made.get(name) or (side.files[name].sha256 if name in side.files else None) for name in _SAY}
+    return {
+        name: side.made.get(name) or (side.files[name].sha256 if name in side.files else None)
+        for name in sorted(SAY_TOKENS)
+    }
 
 
 def _tokenizer(reader: Tokenizers, planned: Planned) -> Tokenizer | None:

@@ -14,8 +14,8 @@ from modelbuild.plan.planned import Planned, Side
 from modelbuild.sources.hub.fetch import bring_all
 from modelbuild.sources.strictjson import show
 from modelbuild.tokenizer.nouns import Tokenizer, Unreadable
-from modelbuild.tokenizer.read import LIMIT, READ, TEMPLATES_IN, is_tokenizer_file, read_tokenizer
-from modelbuild.tokenizer.template import template_of, usual, with_template
+from modelbuild.tokenizer.read import LIMIT, READ, SAY_TOKENS, TEMPLATES_IN, is_tokenizer_file, read_tokenizer
+from modelbuild.tokenizer.template import template_of, unknown_tokens, usual, with_template
 
 
 class Tokenizers:
@@ -102,6 +102,9 @@ def with_chat_template(spec: Spec, merge: Merge, planned: Planned, inputs: Mappi
         if template is None or template_of(files) == template:
             note = () if template is not None else ("no input has a chat template",)
             return replace(planned, notes=(*planned.notes, *note))
-        return replace(planned, side=with_files(planned.side, with_template(files, template)))
+        side = with_files(planned.side, with_template(files, template))
+        unknown = ", ".join(show(token) for token in unknown_tokens(template, tokenizer_files(side, SAY_TOKENS)))
+        told = (f"the chat template has {unknown}, not a token of the vocabulary: split into pieces as any text",)
+        return replace(planned, side=side, notes=(*planned.notes, *(told if unknown else ())))
     except Unreadable as error:
         raise unreadable(merge.name, error, where) from None

@@ -22,6 +22,8 @@ OTHERS = frozenset({
 """Files of tokenizers that are copied, and not read."""
 READ = frozenset({FAST, SETTINGS, SPECIAL, ADDED, SPM, VOCAB, MERGES, WORDS})
 """Files of which a vocabulary is read; the others need only be named."""
+SAY_TOKENS = READ - {SPECIAL, MERGES}
+"""Files that say which tokens there are, and their ids."""
 TEMPLATES_IN = frozenset({TEMPLATE, SETTINGS, OLD_TEMPLATE})
 """Files that a chat template may stand in."""
 FILES = READ | TEMPLATES_IN | OTHERS
