@@ -221,25 +221,24 @@ class _Aligner:
         key = (rows, tuple(have.items()))
         if key not in self.fills:
             owners = {name: self.members[name].tokenizer.within(have[name]) for name in self.inputs if name in have}
+            listed = [(self.places[name], own) for name, own in owners.items()]
+            base = next((entry for name, entry in zip(owners, listed, strict=True) if name == self.merge.base), None)
             taken: list[Taken] = [PADDING] * rows
             for token, number in self.vocabulary.tokens.items():
-                if number < rows and self._stands_for(token, number):
-                    taken[number] = self._filled(token, owners, have)
+                if number >= rows or not self._stands_for(token, number):
+                    continue
+                if (choice := self.choices.get(token)) is not None:
+                    taken[number] = self._choice(token, choice, owners, have)
+                elif base is not None and token in base[1]:
+                    taken[number] = ((base[0], base[1][token]),)
+                else:
+                    taken[number] = tuple([(place, own[token]) for place, own in listed if token in own])
             self.fills[key] = taken
         return self.fills[key]
 
     def _stands_for(self, token: str, number: int) -> bool:
         """Whether the output has this token at this row: of those beyond the chosen model's rows only new ones."""
-        return token in self.vocabulary.new or number < self.members[self.chosen].rows
-
-    def _filled(self, token: str, owners: Mapping[str, Mapping[str, int]], have: Mapping[str, int]) -> Taken:
-        choice = self.choices.get(token)
-        if choice is not None:
-            return self._choice(token, choice, owners, have)
-        base = self.merge.base or ""
-        if token in owners.get(base, ()):
-            return ((self.places[base], owners[base][token]),)
-        return tuple((self.places[name], own[token]) for name, own in owners.items() if token in own)
+        return number < self.members[self.chosen].rows or token in self.vocabulary.new
 
     def _choice(
         self, token: str, choice: TokenChoice, owners: Mapping[str, Mapping[str, int]], have: Mapping[str, int]

@@ -63,8 +63,10 @@ def merges_of(tokenizer: Tokenizer) -> list[Merge]:
 
 def _pair(merge: object, name: str) -> Merge:
     parts = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) and part for part in parts):
-        return parts[0], parts[1]
+    if isinstance(parts, list) and len(parts) == 2:
+        left, right = parts
+        if isinstance(left, str) and isinstance(right, str) and left and right:
+            return left, right
     raise Unreadable(f"its `{name}` has merges that are not of two tokens")
 
 
