@@ -8,7 +8,7 @@ from vocabularies import auto, model, word_level
 
 from modelbuild.modelfile.chat_templates import TEMPLATES
 from modelbuild.tokenizer.nouns import Unreadable
-from modelbuild.tokenizer.template import template_of, usual, with_template
+from modelbuild.tokenizer.template import template_of, unknown_tokens, usual, with_template
 
 LERP = '[merge.m]\nmethod = "lerp"\nbase = "a"\nmodels = [{ model = "b", t = 0.5 }, ]\n'
 SHORT, LONG = "{{ 'short' }}", "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -109,6 +109,38 @@ def test_an_input_without_a_template_is_refused_naming_those_that_have_one(world
     assert world.refusal(LERP + 'chat_template = "b"\n') == (
         "error: `b` has no chat template\n  --> Modelfile:9:1\n   |  `a` has one"
     )
+
+
+CHATML = "the chat template has {}, not a token of the vocabulary: split into pieces as any text"
+
+
+def test_tokens_of_a_template_that_the_vocabulary_has_not_are_told(world):
+    models(world, a=SHORT, b=None)
+    notes = world.merge(LERP + 'chat_template = "chatml"\n').plan().notes
+    assert notes == ("m: " + CHATML.format("`<|im_start|>`, `<|im_end|>`"),)
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+@pytest.mark.parametrize("chosen", ["base", "union"])
+def test_a_template_in_the_settings_makes_nothing_a_token(world, quote, chosen):
+    """The donor has the text of the token in its own template, the other model as a token."""
+    own = "{{ " + quote + "<|im_end|>" + quote + " }}"
+    size = word_level(world.root / "a", ["hello"], chat_template=own)
+    model(world, "a", size, seed=1)
+    size = word_level(world.root / "b", ["hello"], special=("<unk>", "<|im_end|>"), chat_template=own + " ")
+    model(world, "b", size, seed=2)
+    notes = world.merge(LERP + f'tokenizer = "{chosen}"\nchat_template = "b"\n').plan().notes
+    assert [note for note in notes if "template" in note] == (
+        ["m: " + CHATML.format("`<|im_end|>`")] if chosen == "base" else []
+    )
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "added_tokens.json", "vocab.txt", "tokenizer.model"])
+def test_a_token_is_known_from_any_file_that_says_tokens(name):
+    token = "<|fim|>"
+    data = f"x\n{token}\n" if name in ("vocab.txt", "tokenizer.model") else json.dumps({token: 3})
+    assert unknown_tokens("{{ '<|fim|>' }}<end_of_turn>", {name: data.encode()}) == ["<end_of_turn>"]
+    assert unknown_tokens("<|fim|>", {"merges.txt": data.encode()}) == ["<|fim|>"]
 
 
 def test_a_name_of_nothing_is_a_fault_of_the_modelfile(world):

@@ -1,6 +1,7 @@
 """The union of vocabularies: whose ids tokens have, and what the written tokenizer makes of text in transformers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -147,8 +148,8 @@ def test_a_new_token_is_reached_across_the_other_models_merges():
     known, theirs, new = {"b", "c", "d", "cd", "bc", "bcd"}, {"b", "c", "d", "bc", "bcd"}, {"bc", "bcd"}
     made = extend([("c", "d")], [("b", "c"), ("bc", "d")], known, theirs, new)
     assert made == [("c", "d"), ("b", "c"), ("bc", "d"), ("b", "cd")]
-    assert unreached(["bcd", "bc"], made) == []
-    assert unreached(["bcd"], made[:3]) == ["bcd"]
+    assert list(unreached(["bcd", "bc"], made)) == []
+    assert list(unreached(["bcd"], made[:3])) == ["bcd"]
 
 
 def bpe(alphabet, seed):
@@ -276,12 +277,40 @@ def test_tokens_that_merges_of_others_split_are_counted(tmp_path, made):
         tuple(pair) for pair in json.loads((tmp_path / "union" / "tokenizer.json").read_text())["model"]["merges"]
     ]
     known = [token for token in vocabulary.new if token not in vocabulary.added]
-    lost = unreached(known, merges)
+    lost = list(unreached(known, merges))
     assert note.startswith(f"{len(lost)} of {len(vocabulary.new)} new tokens")
     assert lost
     words = [text for text in texts_of(own) if len(tokens(own, text)) == 1]
     split_now = [text for text in words if tokens(both, text) != tokens(own, text)]
     assert {tokens(own, text)[0] for text in split_now} <= set(lost)
+
+
+SPACE = {"String": " "}
+GEMMA = {"type": "Split", "pattern": SPACE, "behavior": "MergedWithPrevious", "invert": False}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "cutter", "cut"),
+    [
+        ({"type": "Replace", "pattern": SPACE, "content": "▁"}, GEMMA, False),
+        ({"type": "NFC"}, GEMMA, True),
+        (None, METASPACE, True),
+        (None, {**METASPACE, "split": False}, False),
+        (None, {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}]}, False),
+        (None, {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, {"type": "Whitespace"}]}, True),
+        (None, {"type": "ByteLevel", "use_regex": False}, False),
+        (None, None, False),
+    ],
+)
+def test_words_come_first_only_where_text_is_cut_into_words(made, normalizer, cutter, cut):
+    """Gemma's tokenizer cuts at spaces once there are none: its text is one word."""
+    donor, other = member(made / "llama-en"), member(made / "llama-de")
+    fast = {**donor.tokenizer.fast, "normalizer": normalizer, "pre_tokenizer": cutter}
+    donor = replace(donor, tokenizer=replace(donor.tokenizer, fast=fast))
+    found = write(union(donor, [other], ()))
+    assert bool(json.loads(found.files["tokenizer.json"])["model"].get("ignore_merges")) == cut
+    assert any("new tokens are split" in note for note in found.notes) == (not cut)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "llama"])

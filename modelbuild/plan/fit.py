@@ -183,10 +183,16 @@ class Misfits:
         self._note(message, other, fact)
 
 
+_VOCABULARY = frozenset({
+    "embed_tokens", "embed_tokens_per_layer", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings",
+})  # fmt: skip
+
+
 def is_vocabulary(name: str) -> bool:
-    """Whether a tensor's rows are tokens: embeddings and heads."""
-    words = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "tok_embeddings")
-    return any(word in name for word in words)
+    """Whether a tensor's rows are tokens by its module's name: embeddings and heads, and no other tensor beside them
+    (`word_embeddings_layernorm`, `lm_head.dense`)."""
+    module = (name.split(".") if "." in name else [name, ""])[-2]
+    return module in _VOCABULARY or module.endswith("lm_head")
 
 
 def agree_exactly(row: Row, own: Node, nodes: Sequence[Node], misfits: Misfits) -> None:

@@ -11,6 +11,7 @@ from modelbuild.plan.bound import class_of
 from modelbuild.plan.fit import Misfits, Row, agree_exactly
 from modelbuild.plan.layout import Place, comes_last
 from modelbuild.plan.node import FLOATS, Node, cast, operation_node
+from modelbuild.plan.other_tokens import other_tokens
 from modelbuild.plan.overrides import overridden
 from modelbuild.plan.pattern import any_matches, matches
 from modelbuild.plan.planned import Decision, Planned, Side
@@ -58,7 +59,8 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
         tensors[row.name] = node
         decisions[row.name] = aligned.told(decision)
     misfits.stop()
-    notes = (*aligned.notes, *misfits.notes, *idle_patterns(merge, tensors), *misfits.buffer_notes())
+    unlike = other_tokens(merge, inputs, tensors, donor_name(merge))
+    notes = (*aligned.notes, *unlike, *misfits.notes, *idle_patterns(merge, tensors), *misfits.buffer_notes())
     return Planned(merge.name, "merge", tensors, _side(merge, aligned.side, stretches), decisions, notes)
 
 

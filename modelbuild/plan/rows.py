@@ -82,17 +82,18 @@ def row_map(taken: Sequence[Taken]) -> RowMap:
     runs: list[Run] = []
     start = 0
     for index in range(1, len(taken) + 1):
-        if index < len(taken) and taken[index] == _further(taken[start], index - start):
+        if index < len(taken) and _goes_on(taken[start], taken[index], index - start):
             continue
         runs.append(Run(start, index - start, taken[start]))
         start = index
     return RowMap(tuple(runs) if taken else ())
 
 
-def _further(taken: Taken, rows: int) -> Taken:
-    if taken == PADDING or not taken:
-        return taken
-    return tuple((source, row + rows) for source, row in taken)
+def _goes_on(first: Taken, taken: Taken, rows: int) -> bool:
+    """Whether a row is made of what lies so many `rows` after what the first is made of."""
+    if first == PADDING or taken == PADDING or len(first) != len(taken):
+        return taken == first
+    return taken == tuple([(source, row + rows) for source, row in first])
 
 
 def rows_node(table: RowMap, inputs: tuple[Node, ...]) -> Node:

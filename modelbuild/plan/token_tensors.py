@@ -14,9 +14,12 @@ _WHOLE_HEADS = ("output.weight", "head.weight")
 """Heads by their whole names, since modules within a model are called so too."""
 _OTHERS = (
     "output", "output_layer", "head", "shared", "embeddings", "embedding", "emb", "token_embedding", "predictions",
-    "final_logits_bias",
+    "final_logits_bias", "lm_head",
 )  # fmt: skip
 """Parts of names that such tensors have in some architectures, and others in others: their rows must agree too."""
+
+_NOT = ("position", "token_type", "norm", "Norm", "dense")
+"""What stands in the names of tensors among those whose rows are no tokens, however many there are."""
 
 
 def embedding(planned: Planned) -> str | None:
@@ -46,7 +49,10 @@ def token_tensors(planned: Planned) -> list[str]:
 def _has_rows(planned: Planned, name: str, node: Node, rows: int) -> bool:
     if not node.shape or name in planned.layout.places:
         return False
-    return is_vocabulary(name) or (node.shape[0] == rows and any(part in _OTHERS for part in name.split(".")))
+    parts = name.split(".")
+    if any(word in part for part in parts[-2:] for word in _NOT):
+        return False
+    return is_vocabulary(name) or (node.shape[0] == rows and any(part in _OTHERS for part in parts))
 
 
 def with_heads(inputs: Mapping[str, Planned], donor: str) -> dict[str, Planned]:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from modelbuild.errors import BuildFailed, Fault, SourceChanged, Where
 from modelbuild.modelfile.chat_templates import TEMPLATES
 from modelbuild.modelfile.spec import Merge, Spec
-from modelbuild.plan.overrides import merged
 from modelbuild.plan.planned import Planned, Side
+from modelbuild.sources.hub.fetch import bring_all
 from modelbuild.sources.strictjson import show
 from modelbuild.tokenizer.nouns import Tokenizer, Unreadable
-from modelbuild.tokenizer.read import LIMIT, is_tokenizer_file, read_tokenizer
-from modelbuild.tokenizer.template import template_of, usual, with_template
-
-_IDS = re.compile(r"(?:[a-z_]*_)?token_(?:id|ids|index)")
-"""Keys of configs whose values are ids of tokens."""
+from modelbuild.tokenizer.read import LIMIT, READ, SAY_TOKENS, TEMPLATES_IN, is_tokenizer_file, read_tokenizer
+from modelbuild.tokenizer.template import template_of, unknown_tokens, usual, with_template
 
 
 class Tokenizers:
@@ -48,14 +43,19 @@ def unreadable(name: str, error: Unreadable, where: Where | None) -> BuildFailed
     return BuildFailed([fault])
 
 
-def tokenizer_files(side: Side) -> dict[str, bytes]:
-    """The bytes of a tokenizer's files by name. Raises SourceChanged for one that is not what was hashed."""
-    found: dict[str, bytes] = {}
-    for name, file in side.files.items():
-        if not is_tokenizer_file(name):
-            continue
+def tokenizer_files(side: Side, read: Collection[str] = READ) -> dict[str, bytes]:
+    """A tokenizer's files by name: the bytes of those that are `read`, of others none, which are as good as there.
+
+    Those on the Hub are brought, and no others. Raises SourceChanged for a file that is not what was hashed, and what
+    `hub.fetch.bring` raises.
+    """
+    files = {name: file for name, file in side.files.items() if is_tokenizer_file(name)}
+    wanted = {name: file for name, file in files.items() if name in read}
+    for name, file in wanted.items():
         if file.size > LIMIT:
             raise BuildFailed(f"{show(name)} is too large", facts=[f"the limit is {LIMIT} bytes"])
+    found = dict.fromkeys(files, b"")
+    for name, file in zip(wanted, bring_all(list(wanted.values())), strict=True):
         found[name] = Path(file.path).read_bytes()
         if hashlib.sha256(found[name]).hexdigest() != file.sha256:
             raise SourceChanged(f"{show(name)} changed during the build", hint="build again to use it as it is now")
@@ -90,7 +90,7 @@ def with_chat_template(spec: Spec, merge: Merge, planned: Planned, inputs: Mappi
         return planned
     where = spec.where("merge", merge.name, "chat_template")
     try:
-        have = {name: template_of(tokenizer_files(other.side)) for name, other in inputs.items()}
+        have = {name: template_of(tokenizer_files(other.side, TEMPLATES_IN)) for name, other in inputs.items()}
         if wanted == "auto":
             template = usual(list(have.values()))
         else:
@@ -98,53 +98,13 @@ def with_chat_template(spec: Spec, merge: Merge, planned: Planned, inputs: Mappi
         if template is None and wanted != "auto":
             others = [f"`{name}` has one" for name, found in have.items() if found is not None]
             raise BuildFailed(f"`{wanted}` has no chat template", where=where, facts=others)
-        files = tokenizer_files(planned.side)
+        files = tokenizer_files(planned.side, TEMPLATES_IN)
         if template is None or template_of(files) == template:
             note = () if template is not None else ("no input has a chat template",)
             return replace(planned, notes=(*planned.notes, *note))
-        return replace(planned, side=with_files(planned.side, with_template(files, template)))
+        side = with_files(planned.side, with_template(files, template))
+        unknown = ", ".join(show(token) for token in unknown_tokens(template, tokenizer_files(side, SAY_TOKENS)))
+        told = (f"the chat template has {unknown}, not a token of the vocabulary: split into pieces as any text",)
+        return replace(planned, side=side, notes=(*planned.notes, *(told if unknown else ())))
     except Unreadable as error:
         raise unreadable(merge.name, error, where) from None
-
-
-def with_ids(side: Side, before: Tokenizer, after: Mapping[str, int], other: Side) -> Side:
-    """The side with the ids in config.json and generation_config.json made those of a new vocabulary.
-
-    `other` is the artifact that the tokenizer comes from: what its configs name goes before what tokens are called.
-    """
-    config = _moved(side.config or {}, other.config or {}, before, after)
-    generation = _moved(side.generation or {}, {**(other.config or {}), **(other.generation or {})}, before, after)
-    return replace(
-        side,
-        config_overrides=merged(config, side.config_overrides),
-        generation_overrides=merged(generation, side.generation_overrides),
-    )
-
-
-def _moved(
-    config: Mapping[str, Any], other: Mapping[str, Any], before: Tokenizer, after: Mapping[str, int]
-) -> dict[str, Any]:
-    """The ids of a config that change, tables within tables."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            below = other.get(key)
-            if inner := _moved(value, below if isinstance(below, Mapping) else {}, before, after):
-                found[key] = inner
-        elif _IDS.fullmatch(key) and _are_ids(value):
-            now = other[key] if _are_ids(other.get(key)) else _renamed(value, before, after)
-            if now != value:
-                found[key] = now
-    return found
-
-
-def _are_ids(value: object) -> bool:
-    return type(value) is int or (isinstance(value, (list, tuple)) and all(type(entry) is int for entry in value))
-
-
-def _renamed(value: Any, before: Tokenizer, after: Mapping[str, int]) -> Any:
-    """The ids that the same tokens have now; an id that stood for no token, or for one that is gone, stays."""
-    if isinstance(value, (list, tuple)):
-        return [_renamed(entry, before, after) for entry in value]
-    token = before.by_id.get(value)
-    return after.get(token, value) if token is not None else value

@@ -17,18 +17,23 @@ from typing import TypeAlias
 from modelbuild.errors import BuildFailed, Fault
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.modelfile.tokens import TokenChoice, choices
+from modelbuild.plan.new_tokens import new_tokens
 from modelbuild.plan.node import FLOATS, Node
 from modelbuild.plan.planned import Decision, Planned, Side
 from modelbuild.plan.rows import PADDING, RowMap, Taken, row_map, rows_node
+from modelbuild.plan.token_ids import Renaming, with_ids
 from modelbuild.plan.token_tensors import embedding, token_tensors
-from modelbuild.plan.tokenizers import Tokenizers, unreadable, with_files, with_ids, with_tokenizer
+from modelbuild.plan.tokenizers import Tokenizers, unreadable, with_files, with_tokenizer
 from modelbuild.sources.strictjson import show
-from modelbuild.tokenizer.nouns import Tokenizer, Unreadable
+from modelbuild.tokenizer.nouns import Unreadable
 from modelbuild.tokenizer.union import Member, Vocabulary, as_it_is, union
 from modelbuild.tokenizer.write import write
 
 Sizes: TypeAlias = "tuple[int, tuple[tuple[str, int], ...]]"
 """The rows of an output tensor, and of the inputs' tensors by model."""
+
+MOST_ROWS = 2**24
+"""How many rows a vocabulary may have: sixty times the largest known, and few enough to plan with."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,15 @@ class _Aligner:
 
     def aligned(self) -> Aligned:
         """The inputs, the side files and the notes."""
+        if (rows := self._rows(embedding(self.inputs[self.donor]) or "")) > MOST_ROWS:
+            fact = f"the limit is {MOST_ROWS}"
+            raise BuildFailed(
+                f"the vocabulary of `{self.merge.name}` would have {rows} rows", where=self.where, facts=[fact]
+            )
         made = {name: self._planned(planned) for name, planned in self.inputs.items()}
         if self.faults:
             raise BuildFailed(list(self.faults.values()))
+        self.notes += new_tokens(self.choices, [member.tokenizer for member in self.members.values()])
         side = self._side()
         return Aligned(made, side, self.origins, tuple(self.notes))
 
@@ -210,25 +221,24 @@ class _Aligner:
         key = (rows, tuple(have.items()))
         if key not in self.fills:
             owners = {name: self.members[name].tokenizer.within(have[name]) for name in self.inputs if name in have}
+            listed = [(self.places[name], own) for name, own in owners.items()]
+            base = next((entry for name, entry in zip(owners, listed, strict=True) if name == self.merge.base), None)
             taken: list[Taken] = [PADDING] * rows
             for token, number in self.vocabulary.tokens.items():
-                if number < rows and self._stands_for(token, number):
-                    taken[number] = self._filled(token, owners, have)
+                if number >= rows or not self._stands_for(token, number):
+                    continue
+                if (choice := self.choices.get(token)) is not None:
+                    taken[number] = self._choice(token, choice, owners, have)
+                elif base is not None and token in base[1]:
+                    taken[number] = ((base[0], base[1][token]),)
+                else:
+                    taken[number] = tuple([(place, own[token]) for place, own in listed if token in own])
             self.fills[key] = taken
         return self.fills[key]
 
     def _stands_for(self, token: str, number: int) -> bool:
         """Whether the output has this token at this row: of those beyond the chosen model's rows only new ones."""
-        return token in self.vocabulary.new or number < self.members[self.chosen].rows
-
-    def _filled(self, token: str, owners: Mapping[str, Mapping[str, int]], have: Mapping[str, int]) -> Taken:
-        choice = self.choices.get(token)
-        if choice is not None:
-            return self._choice(token, choice, owners, have)
-        base = self.merge.base or ""
-        if token in owners.get(base, ()):
-            return ((self.places[base], owners[base][token]),)
-        return tuple((self.places[name], own[token]) for name, own in owners.items() if token in own)
+        return number < self.members[self.chosen].rows or token in self.vocabulary.new
 
     def _choice(
         self, token: str, choice: TokenChoice, owners: Mapping[str, Mapping[str, int]], have: Mapping[str, int]
@@ -256,7 +266,11 @@ class _Aligner:
         side, chosen = self.inputs[self.donor].side, self.inputs[self.chosen].side
         side = replace(side, vocabulary=self._rows(embedding(self.inputs[self.donor]) or ""))
         if self.chosen != self.donor:
-            side = with_ids(with_tokenizer(side, chosen), self._donors(), self.vocabulary.tokens, chosen)
+            side, notes = with_ids(with_tokenizer(side, chosen), self._renaming(), chosen)
+            self.notes += notes
+        elif self.vocabulary.lost:
+            side, notes = with_ids(side, self._renaming(), Side())
+            self.notes += notes
         if self.vocabulary.is_donors:
             return side
         try:
@@ -266,8 +280,11 @@ class _Aligner:
         self.notes += written.notes
         return with_files(side, written.files, written.dropped)
 
-    def _donors(self) -> Tokenizer:
-        return self.members[self.donor].tokenizer
+    def _renaming(self) -> Renaming:
+        """What ids in configs become: of tokens that have a row."""
+        rows = self._rows(embedding(self.inputs[self.donor]) or "")
+        after = {token: number for token, number in self.vocabulary.tokens.items() if number < rows}
+        return Renaming(self.members[self.donor].tokenizer, self.members[self.chosen].tokenizer, after, rows)
 
     def _tell(self, model: str, rows: int) -> None:
         """Notes what became of one model's rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from modelbuild.tokenizer.merges import Merge, all_splits, extend, unreached
 from modelbuild.tokenizer.nouns import Tokenizer, Unreadable
 from modelbuild.tokenizer.read import FAST, MERGES
 from modelbuild.tokenizer.union import Vocabulary
+
+_SPACE = {"String": " "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,15 @@ def join(vocabulary: Vocabulary) -> Joined:
         new = {token for token, owner in vocabulary.new.items() if owner is member and token in known}
         joined = not _option(donor, "continuing_subword_prefix")
         merges = extend(merges, merges_of(member.tokenizer), known, theirs, new, joined)
-    lost = unreached([token for token in vocabulary.new if token in known], merges)
-    if not lost or _option(donor, "ignore_merges"):
+    if _option(donor, "ignore_merges"):
         return Joined(merges)
+    lost = unreached([token for token in vocabulary.new if token in known], merges)
     if _is_cut_into_words(donor):
-        return Joined(merges, True)
+        return Joined(merges, any(True for _ in lost))
+    if not (count := sum(1 for _ in lost)):
+        return Joined(merges)
     told = "new tokens are split even where they stand alone: merges of other models come first"
-    note = f"{len(lost)} of {len(vocabulary.new)} {told}"
+    note = f"{count} of {len(vocabulary.new)} {told}"
     return Joined(merges, False, (note,))
 
 
@@ -59,8 +63,10 @@ def merges_of(tokenizer: Tokenizer) -> list[Merge]:
 
 def _pair(merge: object, name: str) -> Merge:
     parts = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) and part for part in parts):
-        return parts[0], parts[1]
+    if isinstance(parts, list) and len(parts) == 2:
+        left, right = parts
+        if isinstance(left, str) and isinstance(right, str) and left and right:
+            return left, right
     raise Unreadable(f"its `{name}` has merges that are not of two tokens")
 
 
@@ -70,7 +76,27 @@ def _option(tokenizer: Tokenizer, name: str) -> Any:
 
 def _is_cut_into_words(tokenizer: Tokenizer) -> bool:
     """Whether text is cut into words before merges are looked for."""
-    cutter = (tokenizer.fast or {}).get("pre_tokenizer")
-    if not isinstance(cutter, Mapping):
-        return False
-    return not (cutter.get("type") == "Metaspace" and cutter.get("split") is False)
+    fast = tokenizer.fast or {}
+    return any(_cuts(cutter, fast.get("normalizer")) for cutter in _parts(fast.get("pre_tokenizer"), "pretokenizers"))
+
+
+def _cuts(cutter: Mapping[str, Any], normalizer: object) -> bool:
+    kind, pattern = cutter.get("type"), cutter.get("pattern")
+    if kind == "Metaspace":
+        return cutter.get("split") is not False
+    if kind == "ByteLevel":
+        return cutter.get("use_regex") is not False
+    if kind == "Split" and pattern == _SPACE:
+        # Gemma's: where no space is left to cut at, nothing is cut.
+        return not any(part.get("pattern") == _SPACE for part in _parts(normalizer, "normalizers"))
+    return kind not in ("Digits", "Punctuation")
+
+
+def _parts(part: object, nested: str) -> Iterator[Mapping[str, Any]]:
+    """A part of a tokenizer, or those of a sequence of them."""
+    if isinstance(part, Mapping):
+        below = part.get(nested)
+        if part.get("type") == "Sequence" and isinstance(below, list):
+            yield from (inner for entry in below for inner in _parts(entry, nested))
+        else:
+            yield part

@@ -49,10 +49,10 @@ def extend(
     return list(found)
 
 
-def unreached(tokens: Iterable[str], merges: Sequence[Merge]) -> list[str]:
-    """Those of the tokens that BPE does not make of their own text."""
+def unreached(tokens: Iterable[str], merges: Sequence[Merge]) -> Iterator[str]:
+    """Those of the tokens that BPE does not make of their own text, one after the other as they are found."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
-    return [token for token in tokens if len(split(token, ranks)) > 1]
+    return (token for token in tokens if len(split(token, ranks)) > 1)
 
 
 def split(text: str, ranks: dict[Merge, int]) -> list[str]:

@@ -20,7 +20,13 @@ OTHERS = frozenset({
     "spm.model", "target.spm", "tekken.json", "tokenizer.model.v3", "vocab.bpe",
 })  # fmt: skip
 """Files of tokenizers that are copied, and not read."""
-FILES = frozenset({FAST, SETTINGS, SPECIAL, ADDED, SPM, VOCAB, MERGES, WORDS, TEMPLATE, OLD_TEMPLATE}) | OTHERS
+READ = frozenset({FAST, SETTINGS, SPECIAL, ADDED, SPM, VOCAB, MERGES, WORDS})
+"""Files of which a vocabulary is read; the others need only be named."""
+SAY_TOKENS = READ - {SPECIAL, MERGES}
+"""Files that say which tokens there are, and their ids."""
+TEMPLATES_IN = frozenset({TEMPLATE, SETTINGS, OLD_TEMPLATE})
+"""Files that a chat template may stand in."""
+FILES = READ | TEMPLATES_IN | OTHERS
 
 LIMIT = 200_000_000
 """Bytes that a file of a tokenizer may have."""
@@ -57,6 +63,12 @@ def read_tokenizer(files: Mapping[str, bytes]) -> Tokenizer | None:
     if other := [name for name in files if name in OTHERS or name.endswith(".tiktoken")]:
         raise Unreadable(f"its tokenizer is in {show(other[0])} only", "save it with transformers, as tokenizer.json")
     return None
+
+
+def role_of(tokenizer: Tokenizer, role: str) -> str | None:
+    """The token that has a role (`eos_token`) in a tokenizer; None where none has."""
+    special = _object(tokenizer.files, SPECIAL)
+    return _content(tokenizer.settings.get(role)) or _content(special.get(role))
 
 
 def _fast(files: Mapping[str, bytes], settings: Mapping[str, Any], slow: Mapping[str, Any]) -> Tokenizer:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelbuild.sources.strictjson import Malformed, parse_object
 from modelbuild.tokenizer.nouns import Unreadable
-from modelbuild.tokenizer.read import OLD_TEMPLATE, SETTINGS, TEMPLATE
+from modelbuild.tokenizer.read import OLD_TEMPLATE, SAY_TOKENS, SETTINGS, SPM, TEMPLATE, WORDS
 
 DEFAULT = "default"
+
+_LIKE_TOKENS = re.compile(r"<\|[^|<>\s{}'\"]+\|>|<(?:start|end)_of_turn>")
+"""What tokens of chat formats look like, and little else does."""
 
 
 def template_of(files: Mapping[str, bytes]) -> str | None:
@@ -46,6 +50,19 @@ def with_template(files: Mapping[str, bytes], template: str) -> dict[str, bytes]
             after = before | {"chat_template": _replaced(before["chat_template"], template)}
             made[name] = (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
     return made
+
+
+def unknown_tokens(template: str, files: Mapping[str, bytes]) -> list[str]:
+    """What is written as a token of a chat format in a template, and stands in none of a tokenizer's files as one."""
+    written = dict.fromkeys(_LIKE_TOKENS.findall(template))
+    return [token for token in written if not any(_names(name, data, token) for name, data in files.items())]
+
+
+def _names(name: str, data: bytes, token: str) -> bool:
+    if name in (WORDS, SPM):
+        return token.encode() in data
+    # Within a template, the quotes around a token are escaped, or single ones.
+    return name in SAY_TOKENS and any(json.dumps(token, ensure_ascii=a).encode() in data for a in (True, False))
 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
