@@ -199,7 +199,7 @@ def test_quantize_publish_and_settings():
     assert spec.artifacts["q"] == Quantize("q", "a", "bnb", "nf4", ("lm_head",), {"double_quant": True})
     assert spec.publish["q"] == Publish("q", "me/q", True, "mit", ("en", "de"), ("x",), "n")
     assert spec.settings == Settings("float32", 3, 2**20, "order", ("q",))
-    assert parse("").settings == Settings(None, 0, 5_000_000_000, ())
+    assert parse("").settings == Settings(None, 0, 5_000_000_000, None, ())
 
 
 def test_a_spec_knows_where_its_keys_stand():
