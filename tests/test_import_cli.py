@@ -110,6 +110,15 @@ def test_a_file_with_a_name_that_says_nothing_is_called_by_its_folder(mix):
     assert "[merge.violet-blend]" in ran(mix, "import", "violet-blend/config.yml", "--out", "-").stdout
 
 
+def test_models_are_looked_for_beside_the_recipe_and_then_where_the_command_runs(mix):
+    """As an import finds them; what lies outside of the recipe's folder has to be allowed."""
+    (mix.root / "recipes").mkdir()
+    (mix.root / "mix.yml").rename(mix.root / "recipes" / "mix.yml")
+    found = ran(mix, "build", "recipes/mix.yml", code=2)
+    assert "lies outside the Modelfile's folder\n  --> recipes/mix.yml:" in found.stderr
+    assert "mix: built" in ran(mix, "build", "recipes/mix.yml", "--allow-path").stdout
+
+
 def test_the_ending_of_a_recipe_may_be_in_capitals(mix):
     (mix.root / "mix.yml").rename(mix.root / "MIX.YML")
     assert "mix: built" in ran(mix, "build", "MIX.YML").stdout

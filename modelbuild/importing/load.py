@@ -36,7 +36,8 @@ def load(path: str, *, overrides: Sequence[str] = ()) -> Spec:
     data = read_bytes(path)
     home = os.path.dirname(os.path.abspath(path))
     names = [last_name(path).rpartition(".")[0], last_name(home)]
-    imported = translate(decoded(data, path), Where(path), names, Folders(home))
+    # mergekit looks for models from where it is started.
+    imported = translate(decoded(data, path), Where(path), names, Folders(home, (os.getcwd(),)))
     spec = parsed(imported, path, overrides)
     return replace(spec, digest=hashlib.sha256(data).hexdigest(), notes=imported.notes)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from modelbuild.errors import Where
 from modelbuild.importing.names import free, short, slug
 from modelbuild.importing.nouns import Findings, Item, Place, Ref, Table
+from modelbuild.importing.tokens import TOKENIZERS
 from modelbuild.modelfile.keys import REPOSITORY
 
 WHOLE = "mergekit's MODEL+ADAPTER: the adapter at its full weight."
@@ -56,15 +57,18 @@ def artifacts(
     refs: Mapping[Ref, Where],
     made: Mapping[str, str],
     folders: Folders,
-    reserved: Collection[str] = (),
+    donors: Collection[Ref] = (),
 ) -> tuple[list[Table], dict[Ref, str]]:
     """The tables of all models that recipes name, and the name of each; `made` has the names of what recipes make, by
-    what other recipes call it; `reserved` are names that no model may have."""
+    what other recipes call it; `donors` of a tokenizer are not called "base" or "union",
+    which mean something else there."""
     plain = _plain(refs)
     adapters = list(dict.fromkeys(ref.lora for ref in refs if ref.lora is not None))
     sources = [ref for ref in plain if ref.model.path not in made]
     places = [*(ref.model for ref in sources), *adapters]
-    found = dict(zip([*sources, *adapters], _named(places, [*made.values(), *reserved]), strict=True))
+    found = dict(zip([*sources, *adapters], _named(places, made.values()), strict=True))
+    if any(found.get(donor) in TOKENIZERS for donor in donors):
+        found = dict(zip([*sources, *adapters], _named(places, [*made.values(), *TOKENIZERS]), strict=True))
     names: dict[Ref, str] = {ref: found.get(ref) or made[ref.model.path] for ref in plain}
     wheres = _first(refs)
     tables = [_source_table(findings, "base", found[ref], ref.model, wheres[ref], folders) for ref in sources]

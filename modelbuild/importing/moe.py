@@ -8,7 +8,7 @@ from modelbuild.importing.known import BAKLLAMA, EXPERT, LAYERS, MOE
 from modelbuild.importing.merges import dtype_of
 from modelbuild.importing.nouns import Findings, Item, Ref, Table
 from modelbuild.importing.parameters import setting
-from modelbuild.importing.read import entries, fields, ref, text, typed
+from modelbuild.importing.read import entries, fields, ref, typed
 from modelbuild.methods.registry import method
 
 
@@ -75,7 +75,8 @@ def _prompts(findings: Findings, item: Item, name: str) -> Item | None:
     if not isinstance(item.value, list):
         findings.expected(item, f"`{name}`", "a list of strings")
         return None
-    texts = [text(findings, entry, name) for entry in item.value]
+    # An empty prompt is one: cards with `gate_mode: random` have them.
+    texts = [typed(findings, entry, name, str, "a string") for entry in item.value]
     if None in texts or not texts:
         return None
     return item.but(texts[0] if len(texts) == 1 else item.value)

@@ -90,9 +90,9 @@ class Findings:
         """Something is wrong: no Modelfile comes of this file."""
         self.faults.append(Fault(message, where, facts, hint))
 
-    def expected(self, item: Item, name: str, wanted: str) -> None:
+    def expected(self, item: Item, name: str, wanted: str, hint: str | None = None) -> None:
         """The value is not what `name` takes."""
-        self.fault(item.where, f"{name} is {wanted}, not {item.told()}")
+        self.fault(item.where, f"{name} is {wanted}, not {item.told()}", hint=hint)
 
     def note(self, where: Where, text: str) -> None:
         """Something is left out, or means less than it seems: told to the user, and a comment of the Modelfile."""

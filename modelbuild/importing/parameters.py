@@ -160,7 +160,9 @@ def scalar(findings: Findings, item: Item, parameter: Parameter) -> float | int 
         found = int(found) if found.is_integer() else None
     if found is None:
         wanted = {"boolean": "true or false", "string": "a string", "integer": "an integer"}
-        findings.expected(item, f"`{parameter.name}`", wanted.get(parameter.type, "a number"))
+        point = value.replace(",", ".") if isinstance(value, str) and parameter.type == "number" else ""
+        hint = f"write `{shown(point)}`" if _number(point) is not None else None
+        findings.expected(item, f"`{parameter.name}`", wanted.get(parameter.type, "a number"), hint)
     return found
 
 

@@ -20,17 +20,19 @@ SEEDS = dict.fromkeys(("random_seed", "seed"), "mergekit has `--random-seed`, a 
 
 def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> dict[str, Item]:
     """The known keys of a mapping that say something; a note for each other key, since mergekit reads none of them."""
-    if not isinstance(item.value, dict):
-        findings.expected(item, what, "a mapping")
-        return {}
     names = tuple(known)
+    if not isinstance(item.value, dict):
+        alone = isinstance(item.value, str) and names[0] in ("model", "source_model")
+        findings.expected(item, what, "a mapping", f"write `{names[0]}: {shown(item.value)}`" if alone else None)
+        return {}
     for key, inner in item.value.items():
         if key not in names:
             text = f"mergekit does not know `{shown(key)}` in {what}"
             if key in SEEDS:
                 findings.note(inner.place, f"{text}, and it is left out; {SEEDS[key]}")
             else:
-                findings.unread(inner.place, text, MISPLACED if key in PARAMETERS else did_you_mean(key, names))
+                misplaced = key in PARAMETERS and "parameters" in names
+                findings.unread(inner.place, text, MISPLACED if misplaced else did_you_mean(key, names))
     return {key: item.value[key] for key in names if key in item.value and item.value[key].value is not None}
 
 

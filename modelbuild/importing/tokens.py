@@ -11,6 +11,8 @@ from modelbuild.modelfile.suggest import shown
 
 TOKENIZERS = ("union", "base")
 """What a tokenizer is taken from, besides models."""
+OLD = "model:"
+"""What stood before the model that gives the tokenizer in older recipes."""
 
 
 def vocabulary(findings: Findings, given: Mapping[str, Item]) -> dict[str, Item]:
@@ -32,6 +34,9 @@ def _source(findings: Findings, item: Item) -> Item:
     """The donor of the tokenizer: "union", "base", or a model."""
     if item.value in TOKENIZERS:
         return item
+    if isinstance(item.value, str) and item.value.startswith(OLD):
+        findings.remark("`model:` before the donor of a tokenizer is an older spelling.")
+        item = item.but(item.value.removeprefix(OLD))
     return item.but(ref(findings, item, "tokenizer"))
 
 

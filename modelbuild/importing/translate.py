@@ -13,7 +13,6 @@ from modelbuild.importing.moe import mixture, stack
 from modelbuild.importing.names import free, of_recipe, slug
 from modelbuild.importing.nouns import Findings, Item, Ref, Table
 from modelbuild.importing.read import text as read_text
-from modelbuild.importing.tokens import TOKENIZERS
 from modelbuild.importing.write import modelfile, places
 from modelbuild.importing.yamltext import documents
 from modelbuild.modelfile.spec import Path
@@ -56,9 +55,8 @@ def translate(text: str, origin: Where, names: Sequence[str], folders: Folders) 
     refs: dict[Ref, Where] = {}
     for table in merges:
         refs_of(Item(table.entries, table.where), refs)
-    # `tokenizer = "base"` and "union" mean something else than models of these names.
-    reserved = TOKENIZERS if any(isinstance(_tokenizer(table), Ref) for table in merges) else ()
-    sources, named = artifacts(findings, refs, made, folders, reserved)
+    donors = [donor for table in merges if isinstance(donor := _tokenizer(table), Ref)]
+    sources, named = artifacts(findings, refs, made, folders, donors)
     tables = [*sources, *merges]
     notes = [
         f"{where}: {note}" for where, note in sorted(findings.notes, key=lambda note: (note[0].line, note[0].column))

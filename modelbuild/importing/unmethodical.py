@@ -41,6 +41,8 @@ def _models(findings: Findings, given: Mapping[str, Item], key: str, what: str, 
         _parameters(findings, inner)
         if "model" in inner:
             ref(findings, inner["model"])
+        elif isinstance(entry.value, dict):
+            findings.fault(entry.where, f"{what} has no `model`")
 
 
 def _parameters(findings: Findings, given: Mapping[str, Item]) -> None:
