@@ -59,6 +59,24 @@ def test_added_tokens_are_tokens_with_their_flags(tmp_path):
     assert not found.added["plain"]["special"]
 
 
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json"])
+def test_a_token_that_is_out_of_date_takes_no_other_ones_id(tmp_path, name):
+    """Left over from before a token was renamed; tokenizer.json knows better."""
+    from tokenizers import AddedToken
+
+    byte_bpe(tmp_path, ENGLISH)
+    size = add_tokens(tmp_path, AddedToken("<|now|>", special=True))
+    stale = {"<|before|>": size - 1, "<|more|>": size}
+    if name == "tokenizer_config.json":
+        listed = {str(number): {"content": token, "special": True} for token, number in stale.items()}
+        stale = json.loads((tmp_path / name).read_text()) | {"added_tokens_decoder": listed}
+    (tmp_path / name).write_text(json.dumps(stale))
+    found = read(tmp_path)
+    assert found.by_id[size - 1] == "<|now|>"
+    assert found.tokens["<|more|>"] == size
+    assert "<|before|>" not in {**found.tokens, **found.added}
+
+
 def test_a_sentencepiece_model_alone_is_read_as_with_its_tokenizer_json(tmp_path, llama):
     (tmp_path / "tokenizer.model").write_bytes((llama / "tokenizer.model").read_bytes())
     alone, both = read(tmp_path), read(llama)

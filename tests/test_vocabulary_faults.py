@@ -178,6 +178,13 @@ def test_a_named_token_that_no_input_has_is_told(world, token, meant):
     assert f"m: no input has the token `{token}`: it gets a row of its own{meant}" in notes
 
 
+def test_a_choice_that_asks_for_a_token_spelled_otherwise_is_refused_with_the_spelling(world):
+    world_of(world, {"a": "x", "b": "x ▁dog"})
+    told = world.refusal(LERP + '[merge.m.tokens]\nx = { model = "b", token = "dog" }\n')
+    assert told.startswith("error: `b` has no token `dog`, which [merge.m.tokens] asks for\n")
+    assert told.endswith("hint: did you mean `▁dog`?")
+
+
 def test_a_named_token_of_any_input_is_told_by_its_row_alone(world):
     world_of(world, {"a": "x", "b": "x y"})
     notes = world.merge(LERP + 'tokenizer = "base"\n[merge.m.tokens]\ny = "b"\n').plan().notes

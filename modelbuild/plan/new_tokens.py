@@ -18,13 +18,13 @@ def new_tokens(named: Collection[str], tokenizers: Sequence[Tokenizer]) -> Itera
     """A note for each token that is in none of the tokenizers, with the one that it was perhaps to be."""
     for token in named:
         if not any(token in tokenizer.tokens for tokenizer in tokenizers):
-            meant = _meant(token, tokenizers)
+            meant = likely(token, tokenizers)
             hint = f"; did you mean {show(meant)}?" if meant is not None else ""
             yield f"no input has the token {show(token)}: it gets a row of its own{hint}"
 
 
-def _meant(token: str, tokenizers: Sequence[Tokenizer]) -> str | None:
-    """The same text as a vocabulary spells it, else an added token that looks alike."""
+def likely(token: str, tokenizers: Sequence[Tokenizer]) -> str | None:
+    """The token that is probably meant: the same text as a vocabulary spells it, else an added one that looks alike."""
     for tokenizer in tokenizers:
         for space in _SPACES:
             for spelled in (token.replace(" ", space), space + token.replace(" ", space)):

@@ -16,7 +16,7 @@ from modelbuild.plan.token_tensors import embedding, token_tensors
 from modelbuild.plan.tokenizers import Tokenizers
 from modelbuild.sources.strictjson import show
 from modelbuild.tokenizer.nouns import Tokenizer
-from modelbuild.tokenizer.read import SAY_TOKENS
+from modelbuild.tokenizer.read import FAST, SPM, VOCAB, WORDS
 
 
 def other_tokens(merge: Merge, inputs: Mapping[str, Planned], tensors: Mapping[str, Node], donor: str) -> Iterator[str]:
@@ -29,7 +29,7 @@ def other_tokens(merge: Merge, inputs: Mapping[str, Planned], tensors: Mapping[s
     reader = Tokenizers()
     own = inputs[donor]
     for name in _used(inputs, tensors):
-        if name == donor or embedding(own) is None or _digests(inputs[name]) == _digests(own):
+        if name == donor or embedding(own) is None or _vocabulary(inputs[name]) == _vocabulary(own):
             continue
         if (found := [_tokenizer(reader, planned) for planned in (own, inputs[name])]) and all(found):
             yield from _told(own, inputs[name], *found)  # type: ignore[arg-type]
@@ -50,12 +50,13 @@ def _beneath(node: Node) -> Iterator[Node]:
         yield from below.inputs
 
 
-def _digests(planned: Planned) -> dict[str, object]:
+def _vocabulary(planned: Planned) -> tuple[str, object] | None:
+    """The file that says the vocabulary, by which transformers goes, and what identifies its bytes."""
     side = planned.side
-    return {
-        name: side.made.get(name) or (side.files[name].sha256 if name in side.files else None)
-        for name in sorted(SAY_TOKENS)
-    }
+    for name in (FAST, VOCAB, WORDS, SPM):
+        if name in side.made or name in side.files:
+            return name, side.made.get(name) or side.files[name].sha256
+    return None
 
 
 def _tokenizer(reader: Tokenizers, planned: Planned) -> Tokenizer | None:

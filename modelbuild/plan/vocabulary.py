@@ -17,7 +17,7 @@ from typing import TypeAlias
 from modelbuild.errors import BuildFailed, Fault
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.modelfile.tokens import TokenChoice, choices
-from modelbuild.plan.new_tokens import new_tokens
+from modelbuild.plan.new_tokens import likely, new_tokens
 from modelbuild.plan.node import FLOATS, Node
 from modelbuild.plan.planned import Decision, Planned, Side
 from modelbuild.plan.rows import PADDING, RowMap, Taken, row_map, rows_node
@@ -251,13 +251,16 @@ class _Aligner:
         if choice.model not in owners or row is None or row >= have[choice.model]:
             what = f"row {choice.token_id}" if choice.token_id is not None else f"token {show(choice.token or token)}"
             fact = f"`{choice.model}` has {have.get(choice.model, 0)} rows"
-            self._fault(token, f"`{choice.model}` has no {what}, which [merge.{self.merge.name}.tokens] asks for", fact)
+            meant = likely(choice.token or token, [self.members[choice.model].tokenizer]) if row is None else None
+            hint = f"did you mean {show(meant)}?" if meant is not None else None
+            told = f"`{choice.model}` has no {what}, which [merge.{self.merge.name}.tokens] asks for"
+            self._fault(token, told, fact, hint)
             return ()
         return ((self.places[choice.model], row),)
 
-    def _fault(self, token: str, message: str, fact: str) -> None:
+    def _fault(self, token: str, message: str, fact: str, hint: str | None = None) -> None:
         where = self.spec.where("merge", self.merge.name, "tokens", token)
-        self.faults.setdefault(token, Fault(message, where, (fact,)))
+        self.faults.setdefault(token, Fault(message, where, (fact,), hint))
 
     # --- files and notes ----------------------------------------------------------------------------------------------
 

@@ -79,6 +79,9 @@ def _fast(files: Mapping[str, bytes], settings: Mapping[str, Any], slow: Mapping
     kind = model.get("type", "BPE" if "merges" in model else "Unigram" if isinstance(model.get("vocab"), list) else "")
     tokens = _pieces(model.get("vocab")) if kind == "Unigram" else _ids(model.get("vocab"), FAST)
     added = dict(_entries(fast.get("added_tokens")))
+    # Where the other files contradict tokenizer.json they are out of date, and transformers goes by this one too.
+    has = {*tokens.values(), *(entry["id"] for entry in added.values())}
+    slow = {content: entry for content, entry in slow.items() if content in tokens or entry["id"] not in has}
     for content, entry in {**slow, **added}.items():
         number = tokens.setdefault(content, entry["id"])
         if content in added and number != entry["id"]:
