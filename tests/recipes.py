@@ -32,10 +32,10 @@ class Recipe:
         """The merge as a Modelfile has it."""
         lines = ["[merge.m]", f'method = "{self.method}"']
         lines += ['base = "base"'] if self.based else []
-        lines += [f"{key} = {_toml(value)}" for key, value in self.shared.items()]
+        lines += [f"{key} = {toml(value)}" for key, value in self.shared.items()]
         entries = []
         for name, own in zip(self.names, self.per_model, strict=True):
-            words = [f'model = "{name}"', *(f"{key} = {_toml(value)}" for key, value in own.items())]
+            words = [f'model = "{name}"', *(f"{key} = {toml(value)}" for key, value in own.items())]
             entries.append(f"{{ {', '.join(words)} }}")
         return "\n".join([*lines, f"models = [ {', '.join(entries)} ]", ""])
 
@@ -46,7 +46,8 @@ class Recipe:
         return shared | {name: [own[name] for own in self.per_model] for name in names}
 
 
-def _toml(value):
+def toml(value):
+    """A value as a Modelfile has it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
