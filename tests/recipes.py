@@ -28,9 +28,9 @@ class Recipe:
         """The models' names, without the base."""
         return [f"m{i}" for i in range(len(self.per_model))]
 
-    def toml(self):
+    def toml(self, name="m"):
         """The merge as a Modelfile has it."""
-        lines = ["[merge.m]", f'method = "{self.method}"']
+        lines = [f"[merge.{name}]", f'method = "{self.method}"']
         lines += ['base = "base"'] if self.based else []
         lines += [f"{key} = {toml(value)}" for key, value in self.shared.items()]
         entries = []
@@ -59,6 +59,10 @@ def weights(*values):
 
 
 RECIPES = [
+    Recipe("linear", {}, weights(0.5, 0.3, 0.4), based=False),
+    Recipe("lerp", {}, ({"t": 0.3},), same=False),
+    Recipe("task_arithmetic", {"lambda": 0.7}, weights(0.5, 0.3, -0.4)),
+    Recipe("passthrough", {"scale": 0.3}, ({},), based=False),
     Recipe("slerp", {"t": 0.3}, ({},)),
     Recipe("nuslerp", {}, weights(0.6, 0.4), theirs={"nuslerp_flatten": True}),
     Recipe("nuslerp", {"flatten": False}, weights(0.6, 0.4), theirs={"nuslerp_flatten": False}),
