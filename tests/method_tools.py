@@ -2,9 +2,22 @@
 
 import numpy as np
 from kernel_tools import leaf, raw, run, values
+from recipes import toml
 
 from modelbuild.methods.base import Compute, Refuse, Request, Take
 from modelbuild.methods.registry import method
+
+
+def merge_text(method, models, says, base=None, name="m"):
+    """A merge as a Modelfile has it; what is said by a tuple is one value for each model, in order."""
+    shared = {key: value for key, value in says.items() if not isinstance(value, tuple)}
+    entries = []
+    for i, model in enumerate(models):
+        own = {key: value[i] for key, value in says.items() if isinstance(value, tuple)}
+        entries.append(", ".join([f'model = "{model}"', *(f"{key} = {toml(value)}" for key, value in own.items())]))
+    lines = [f"[merge.{name}]", f'method = "{method}"', *([f'base = "{base}"'] if base else [])]
+    lines += [f"{key} = {toml(value)}" for key, value in shared.items()]
+    return "\n".join([*lines, f"models = [ {', '.join(f'{{ {entry} }}' for entry in entries)} ]", ""])
 
 
 class Refused(Exception):

@@ -11,7 +11,7 @@ import numpy as np
 import pico
 import pytest
 from merging import MergeWorld
-from recipes import toml
+from method_tools import merge_text
 
 from modelbuild.methods.registry import methods
 
@@ -29,20 +29,6 @@ class Worked:
     models: list
     cases: tuple
     exact: bool = True
-
-    def toml(self):
-        """A merge for each case, `c0` and on, as a Modelfile has them."""
-        return "\n".join(self._merge(f"c{i}", says) for i, (says, _) in enumerate(self.cases))
-
-    def _merge(self, name, says):
-        shared = {key: value for key, value in says.items() if not isinstance(value, tuple)}
-        entries = []
-        for i in range(len(self.models)):
-            own = {key: value[i] for key, value in says.items() if isinstance(value, tuple)}
-            entries.append(", ".join([f'model = "m{i}"', *(f"{key} = {toml(value)}" for key, value in own.items())]))
-        lines = [f"[merge.{name}]", f'method = "{self.method}"', *(['base = "base"'] if self.base else [])]
-        lines += [f"{key} = {toml(value)}" for key, value in shared.items()]
-        return "\n".join([*lines, f"models = [ {', '.join(f'{{ {entry} }}' for entry in entries)} ]", ""])
 
 
 def put(world, name, tensor):
@@ -339,7 +325,9 @@ def test_four_numbers_by_hand(worked, tmp_path):
     sources = {f"m{i}": tensor for i, tensor in enumerate(worked.models)}
     for name, tensor in sources.items() if worked.base is None else [("base", worked.base), *sources.items()]:
         put(world, name, tensor)
-    world.merge(worked.toml()).build()
+    base = None if worked.base is None else "base"
+    texts = [merge_text(worked.method, sources, says, base, f"c{i}") for i, (says, _) in enumerate(worked.cases)]
+    world.merge("\n".join(texts)).build()
     tolerance = 0 if worked.exact else 1e-6
     for i, (says, expected) in enumerate(worked.cases):
         found = pico.widen(*world.tensors(f"c{i}")[NAME])
