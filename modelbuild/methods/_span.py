@@ -21,7 +21,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 DIGITS = 2.0**-43
-"""How far off, relatively, an entry of a Gram matrix may be: float64 sums over up to thousands of millions of elements."""
+"""How far off, relatively, an entry of a Gram matrix may be: a float64 sum over as many elements as tensors have."""
 
 
 def quiet(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -83,7 +83,8 @@ class Span:
         total: NDArray[Any] = sizes[:, 0]
         for k in range(1, self.size):
             total = total + sizes[:, k]
-        return total * DIGITS**0.5
+        blur: NDArray[Any] = total * DIGITS**0.5
+        return blur
 
     def coefficients(self, result: NDArray[Any]) -> NDArray[Any]:
         """What kernels/combination.py is to multiply the vectors with, so that base or first model + Σ is `result`."""

@@ -5,9 +5,9 @@
 
 until a step is shorter than `tol`, at most `max_iter` times. The first model's direction is where directions that
 balance start; one that is opposite to where the iteration stands, as far as float64 sums can tell, has no logarithm and
-does not pull, so that the result is never longer than the mean length. Every iterate lies in the span of the models, so that the
-whole iteration runs on their Gram matrix, in float64. Combined as methods/_combined.py says. A base is the donor of
-config and tokenizer only (mergekit counts it as one more model: list it among `models` for that).
+does not pull, so that the result is never longer than the mean length. Every iterate lies in the span of the models, so
+that the whole iteration runs on their Gram matrix, in float64. Combined as methods/_combined.py says. A base is the
+donor of config and tokenizer only (mergekit counts it as one more model: list it among `models` for that).
 
 Identities: one model is taken as it is.
 """
