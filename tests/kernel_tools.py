@@ -30,7 +30,7 @@ def values(array, dtype="F32"):
 def node_of(name, params, inputs, dtype, shape=None):
     """The node for `inputs`, pairs of dtype and raw array."""
     leaves = tuple(leaf(code, array.shape, f"{name}{i}") for i, (code, array) in enumerate(inputs))
-    return operation_node(name, 1, params, leaves, dtype, tuple(shape or inputs[0][1].shape))
+    return operation_node(name, 1, params, leaves, dtype, tuple(inputs[0][1].shape if shape is None else shape))
 
 
 def run(name, params, inputs, dtype="F32", shape=None, cuts=()):

@@ -28,14 +28,14 @@ class Recipe:
         """The models' names, without the base."""
         return [f"m{i}" for i in range(len(self.per_model))]
 
-    def toml(self):
+    def toml(self, name="m"):
         """The merge as a Modelfile has it."""
-        lines = ["[merge.m]", f'method = "{self.method}"']
+        lines = [f"[merge.{name}]", f'method = "{self.method}"']
         lines += ['base = "base"'] if self.based else []
-        lines += [f"{key} = {_toml(value)}" for key, value in self.shared.items()]
+        lines += [f"{key} = {toml(value)}" for key, value in self.shared.items()]
         entries = []
         for name, own in zip(self.names, self.per_model, strict=True):
-            words = [f'model = "{name}"', *(f"{key} = {_toml(value)}" for key, value in own.items())]
+            words = [f'model = "{name}"', *(f"{key} = {toml(value)}" for key, value in own.items())]
             entries.append(f"{{ {', '.join(words)} }}")
         return "\n".join([*lines, f"models = [ {', '.join(entries)} ]", ""])
 
@@ -46,7 +46,8 @@ class Recipe:
         return shared | {name: [own[name] for own in self.per_model] for name in names}
 
 
-def _toml(value):
+def toml(value):
+    """A value as a Modelfile has it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
@@ -58,6 +59,10 @@ def weights(*values):
 
 
 RECIPES = [
+    Recipe("linear", {}, weights(0.5, 0.3, 0.4), based=False),
+    Recipe("lerp", {}, ({"t": 0.3},), same=False),
+    Recipe("task_arithmetic", {"lambda": 0.7}, weights(0.5, 0.3, -0.4)),
+    Recipe("passthrough", {"scale": 0.3}, ({},), based=False),
     Recipe("slerp", {"t": 0.3}, ({},)),
     Recipe("nuslerp", {}, weights(0.6, 0.4), theirs={"nuslerp_flatten": True}),
     Recipe("nuslerp", {"flatten": False}, weights(0.6, 0.4), theirs={"nuslerp_flatten": False}),

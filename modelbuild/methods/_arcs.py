@@ -3,7 +3,8 @@
 Both come from Shoemake's slerp (https://doi.org/10.1145/325334.325242), with the thresholds of mergekit's methods of
 those names: for vectors at an angle θ, the result is sin((1−t)θ)/sin θ · a + sin(tθ)/sin θ · b, of the vectors as they
 are, not of unit length; where they are (nearly) on one line it is (1−t)·a + t·b. θ is found from the part of b that is
-at right angles to a, so that it is right for angles near 0 and near π as well, where the cosine alone says little.
+at right angles to a, so that it is right for angles near 0 and near π as well, where the cosine alone says little. Of
+vectors that are opposite as far as the Gram matrix can tell, that part is made of its last digits: they are on a line.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ def nuslerp(span: Span, t: float) -> NDArray[Any]:
     lengths = [span.norm(first), span.norm(second)]
     scales = [np.maximum(length, LEAST_NORM_NU) for length in lengths]
     whole = (lengths[0] >= LEAST_NORM_NU) & (lengths[1] >= LEAST_NORM_NU)
-    cosine, sine = _between(span, first / scales[0][:, None], second / scales[1][:, None], whole)
-    return _along(span, t, cosine, sine, sine * sine <= COLINEAR * COLINEAR)
+    units = first / scales[0][:, None], second / scales[1][:, None]
+    cosine, sine = _between(span, *units, whole)
+    opposite = (cosine < 0.0) & (sine <= span.blur(units[0]) + span.blur(units[1]))
+    return _along(span, t, cosine, sine, (sine * sine <= COLINEAR * COLINEAR) | opposite)
 
 
 def share(first: float, second: float) -> float:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def multislerp(span: Span, weights: Sequence[float], normalize: bool = True, eps: float = 1e-8) -> NDArray[Any]:
     """The coefficients [1, models] of a weighted mean on the sphere, formed in the tangent space at the models' mean.
 
-    https://goddard.blog/posts/multislerp-wow-what-a-cool-idea. A mean shorter than `eps` has no direction: then the
-    result is the plain weighted sum, as mergekit has it for two models (it refuses more).
+    https://goddard.blog/posts/multislerp-wow-what-a-cool-idea. A mean shorter than `eps`, or than can be told from
+    none, has no direction: then the result is the plain weighted sum, as mergekit has it for two models (it refuses
+    more).
     """
     import numpy as np
 
@@ -31,7 +32,7 @@ def multislerp(span: Span, weights: Sequence[float], normalize: bool = True, eps
     units = [member / (length + eps)[:, None] for member, length in zip(members, lengths, strict=True)]
     mean = weighted(units, shares)
     length = span.norm(mean)
-    if length[0] < eps:
+    if length[0] < eps or length[0] <= _blur(span, units, shares)[0]:
         return span.coefficients(weighted(members, shares))
     mean = mean / length[:, None]
     tangents = [unit - span.inner(unit, mean)[:, None] * mean for unit in units]
@@ -49,7 +50,8 @@ def karcher(span: Span, max_iter: int = 10, tol: float = 1e-5) -> NDArray[Any]:
 
     H. Karcher, https://doi.org/10.1002/cpa.3160300502, found by going along the mean of the logarithms until the step
     is shorter than `tol`, as in https://arxiv.org/abs/2603.04972. Models no longer than `tol` have no direction; with
-    none left the result is zero.
+    none left the result is zero. Where directions balance the first is where it starts; one that is opposite to where
+    it stands has no logarithm, and does not pull.
     """
     members = span.members()
     if len(members) == 1:
@@ -61,7 +63,8 @@ def karcher(span: Span, max_iter: int = 10, tol: float = 1e-5) -> NDArray[Any]:
     units = [members[i] / lengths[i][:, None] for i in directed]
     mean = weighted(units, [1.0 / len(units)] * len(units))
     length = span.norm(mean)
-    mean = units[0] if length[0] < tol else mean / length[:, None]
+    balanced = length[0] < tol or length[0] <= _blur(span, units, [1.0 / len(units)] * len(units))[0]
+    mean = units[0] if balanced else mean / length[:, None]
     for _ in range(max_iter):
         tangent = _mean_logarithm(span, mean, units, tol)
         step = span.norm(tangent)
@@ -82,8 +85,10 @@ def _mean_logarithm(span: Span, mean: NDArray[Any], units: Sequence[NDArray[Any]
     for unit in units:
         cosine = unit_interval(span.inner(mean, unit))
         across = unit - cosine[:, None] * mean
-        arc = angle(span.norm(across), cosine)
-        if arc[0] < tol:
+        sine = span.norm(across)
+        arc = angle(sine, cosine)
+        opposite = cosine[0] < 0.0 and sine[0] <= span.blur(unit)[0] + span.blur(mean)[0]
+        if arc[0] < tol or opposite:
             continue
         tangent = tangent + across * (arc / sine_cosine(arc)[0] / len(units))[:, None]
     return tangent
@@ -111,6 +116,11 @@ def model_stock(span: Span) -> NDArray[Any]:
     singular = np.abs(divisor) < 1e-6
     t = np.where(singular, 0.0, count * cosine / np.where(singular, 1.0, divisor))
     return span.coefficients(weighted(members, [t / count] * count))
+
+
+def _blur(span: Span, units: Sequence[NDArray[Any]], shares: Sequence[float]) -> NDArray[Any]:
+    """How short a mean of directions cannot be told from none."""
+    return sum((span.blur(unit) * abs(share) for unit, share in zip(units, shares, strict=True)), 0.0 * units[0][:, 0])
 
 
 def _in_order(values: Sequence[float]) -> float:

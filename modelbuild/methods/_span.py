@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+DIGITS = 2.0**-43
+"""How far off, relatively, an entry of a Gram matrix may be: a float64 sum over as many elements as tensors have."""
+
 
 def quiet(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Keeps numpy silent on divisions by 0 and NaN: NaN go through, and both branches of a choice are computed."""
@@ -71,6 +74,17 @@ class Span:
 
         length: NDArray[Any] = np.sqrt(np.maximum(self.inner(a, a), 0.0))
         return length
+
+    def blur(self, a: NDArray[Any]) -> NDArray[Any]:
+        """The length [rows] that a vector in coordinates may seem to have though its terms cancel out exactly."""
+        import numpy as np
+
+        sizes = np.sqrt(np.maximum(np.diagonal(self.gram, axis1=1, axis2=2), 0.0)) * np.abs(a)
+        total: NDArray[Any] = sizes[:, 0]
+        for k in range(1, self.size):
+            total = total + sizes[:, k]
+        blur: NDArray[Any] = total * DIGITS**0.5
+        return blur
 
     def coefficients(self, result: NDArray[Any]) -> NDArray[Any]:
         """What kernels/combination.py is to multiply the vectors with, so that base or first model + Σ is `result`."""

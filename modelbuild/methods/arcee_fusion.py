@@ -4,8 +4,9 @@
     y = x where importance ≥ median + 1.5·(third quartile − first quartile), else B
 
 From mergekit's announcement of the method. Quartiles are exact elements of the tensor's importances, where mergekit
-draws a sample of large tensors. Exact arithmetic: kernels/divergence.py in float64, rounded to float32, and
-kernels/vote.py. There is no identity: what is important is not known from the plan.
+draws a sample of large tensors. A row whose importance is not a number, having NaN or infinity in it, is taken over.
+Exact arithmetic: kernels/divergence.py in float64, rounded to float32, and kernels/vote.py. There is no identity: what
+is important is not known from the plan.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def _above(node: Node, scores: Scores) -> Generator[Pass | str, None, Mask]:
     """Keeps the importances from median + 1.5 times the distance of the quartiles on."""
     import numpy as np
 
+    from modelbuild.kernels.magnitude import NAN
     from modelbuild.kernels.mask import band
     from modelbuild.kernels.select import Selection, Threshold, quantile_rank
 
@@ -98,14 +100,15 @@ def _above(node: Node, scores: Scores) -> Generator[Pass | str, None, Mask]:
     yield from selected(node.count, [(selection, look)])
     first, median, third = (np.float32(found.value) for found in selection.thresholds)
     least = median + np.float32(1.5) * (third - first)
-    return band(Threshold(int(least.view(np.uint32)), node.count))
+    # A threshold that is not a number keeps what is not one either, so that it shows.
+    return band(Threshold(min(int(least.view(np.uint32)), NAN), node.count))
 
 
 METHOD = Method(
     name="arcee_fusion",
     summary="take over the elements whose change is important",
     paper="https://www.arcee.ai/blog/meet-mergekit-v0-1-arcee-fusion-expanded-model-support-multi-gpu-acceleration",
-    version=1,
+    version=2,
     base="required",
     inputs=(1, 1),
     parameters=(),

@@ -3,9 +3,11 @@
     uᵢ = xᵢ / |xᵢ|;  m the point with Σ log_m(uᵢ) = 0, found step by step: m ← exp_m(Σ log_m(uᵢ) / N)
     y = m · Σ |xᵢ| / N
 
-until a step is shorter than `tol`, at most `max_iter` times. Every iterate lies in the span of the models, so that the
-whole iteration runs on their Gram matrix, in float64. Combined as methods/_combined.py says. A base is the donor of
-config and tokenizer only (mergekit counts it as one more model: list it among `models` for that).
+until a step is shorter than `tol`, at most `max_iter` times. The first model's direction is where directions that
+balance start; one that is opposite to where the iteration stands, as far as float64 sums can tell, has no logarithm and
+does not pull, so that the result is never longer than the mean length. Every iterate lies in the span of the models, so
+that the whole iteration runs on their Gram matrix, in float64. Combined as methods/_combined.py says. A base is the
+donor of config and tokenizer only (mergekit counts it as one more model: list it among `models` for that).
 
 Identities: one model is taken as it is.
 """
@@ -50,7 +52,7 @@ METHOD = Method(
     name="karcher",
     summary="the Riemannian mean of the models on the sphere",
     paper="https://doi.org/10.1002/cpa.3160300502",
-    version=1,
+    version=2,
     base="none",
     inputs=(1, None),
     parameters=(

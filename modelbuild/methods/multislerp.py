@@ -5,8 +5,9 @@
     y = (cos |v| · m + sin |v| · v/|v|) · Σ wᵢ·|xᵢ|        (+ B)
 
 https://goddard.blog/posts/multislerp-wow-what-a-cool-idea. The weights are divided by their sum first, unless
-`normalize_weights = false`. Where the mean of the directions is shorter than `eps` it has none, and the result is the
-weighted sum (mergekit does so for two models and refuses more). Found in float64, combined as methods/_combined.py
+`normalize_weights = false`. Where the mean of the directions is shorter than `eps`, or no longer than what float64 sums
+leave of directions that balance (about 1e-6), it has none, and the result is the weighted sum (mergekit does so for two
+models and refuses more). Found in float64, combined as methods/_combined.py
 says.
 
 Identities: a model at weight 0 is not read; one that is left alone is taken as it is, with `normalize_weights`. A
@@ -66,7 +67,7 @@ METHOD = Method(
     name="multislerp",
     summary="weighted spherical mean of any number of models",
     paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-    version=1,
+    version=2,
     base="optional",
     inputs=(1, None),
     parameters=(

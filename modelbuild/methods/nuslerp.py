@@ -3,10 +3,11 @@
     t = w₂ / (w₁ + w₂)        ½ where |w₁ + w₂| < 1e-6
     y = slerp(a, b, t), or B + slerp(a − B, b − B, t) with a base
 
-(Shoemake, https://doi.org/10.1145/325334.325242.) Vectors on one line (sin θ ≤ 1e-8) are interpolated along it; one
-that is shorter than 1e-7 counts as at right angles to the other. With `flatten = false` each row, the vector along the
-last axis, has an angle of its own; with `row_wise` as well it is the vectors along the first axis, which keeps the
-meaning that mergekit's parameter of that name has. A tensor of one axis is one vector.
+(Shoemake, https://doi.org/10.1145/325334.325242.) Vectors on one line (sin θ ≤ 1e-8, or opposite as far as float64
+sums can tell, about 1e-6) are interpolated along it; one that is shorter than 1e-7 counts as at right angles to the
+other. With `flatten = false` each row, the vector along the last axis, has an angle of its own; with `row_wise` as well
+it is the vectors along the first axis, which keeps the meaning that mergekit's parameter of that name has. A tensor of
+one axis is one vector.
 
 Angles are found in float64 from exact products, so that differences that are nearly opposite, or tiny beside their
 models, are right: mergekit takes the cosine in the models' dtype and falls back to a line. The combination is
@@ -59,7 +60,7 @@ METHOD = Method(
     name="nuslerp",
     summary="spherical interpolation of two models, or of their deltas from a base",
     paper="https://doi.org/10.1145/325334.325242",
-    version=1,
+    version=2,
     base="optional",
     inputs=(2, 2),
     parameters=(
