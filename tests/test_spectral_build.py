@@ -1,7 +1,11 @@
 """Builds with iso_c and tsv: bound to a numerics class, the same bytes however they are made, kept because they are
 costly, and what is said of all that."""
 
+import json
+import os
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pico
@@ -10,6 +14,7 @@ from merging import MergeWorld
 from quantizing import Quantizing, table
 
 from modelbuild import stamps
+from modelbuild.engine.files import StoredFiles
 from modelbuild.errors import BuildFailed, LockOutOfDate, NotCached
 from modelbuild.formats import numerics
 from modelbuild.methods import _spectrum, iso_c
@@ -158,6 +163,12 @@ def test_the_versions_of_a_merge_that_is_bound():
     assert [name for name, method in methods().items() if method.libraries] == ["iso_c", "tsv"]
 
 
+def test_methods_says_what_computes_them(flat):
+    assert "\ncomputed by torch\n" in flat.run("methods", "iso_c").stdout
+    assert json.loads(flat.run("methods", "tsv", "--json").stdout)[0]["libraries"] == ["torch"]
+    assert "computed by" not in flat.run("methods", "ties").stdout
+
+
 def test_a_stamp_is_not_believed_when_torch_is_another(flat, monkeypatch):
     monkeypatch.chdir(flat.root)
     flat.build()
@@ -290,6 +301,46 @@ def test_damage_of_what_was_kept_is_made_good(world):
         path.write_bytes(data)
     world.edit("t = 0.25", "t = 0.5").build("mix")
     assert weights_of(world, "mix") == weights_of(world.from_nothing("mix"), "mix")
+
+
+def test_a_damaged_input_is_found_before_anything_that_came_of_it_is_published(world):
+    """It is read several times, and checked the last time; its file looks as it was."""
+    world.merge(USER.replace('"flat"', '"one"') + FLAT.replace('"one"', '"mix"')).build("flat")
+    world.edit("lambda = 0.7", "lambda = 0.8")
+    wanted = weights_of(world.from_nothing("flat"), "flat")
+    (path,) = (p for p in world.cache.glob("artifacts/*/*.safetensors") if is_kept(p))
+    facts = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    ran = world.run("build", "flat")
+    assert ran.returncode == 0, ran.stderr
+    assert "1 tensor in the cache is damaged; it is made anew" in ran.stderr
+    assert weights_of(world, "flat") == wanted
+
+
+def is_kept(path):
+    return len(pico.read_safetensors(path)) == MATRICES
+
+
+def test_each_model_is_read_as_often_as_it_is_looked_at(world, monkeypatch):
+    """For tsv the base with each model, then all: what the models are needed for then is only their checksums."""
+    reads = Counter()
+    real = StoredFiles.read
+
+    def counting(self, node, located, buffer, offset):
+        if node.source.name == "lm_head.weight":
+            reads[Path(node.source.source_file.path).parent.name] += 1
+        real(self, node, located, buffer, offset)
+
+    monkeypatch.setattr(StoredFiles, "read", counting)
+    world.merge(FLAT + TASKS).build("tasks")
+    assert reads == {"base": 3, "one": 2, "two": 2}
+    reads.clear()
+    world.build("flat")
+    assert reads == {"base": 2, "one": 2, "two": 2}
 
 
 def test_nothing_may_be_decomposed_where_all_must_be_cached(flat):

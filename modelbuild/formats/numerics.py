@@ -1,6 +1,7 @@
 """The numerics class of what an outside library computes: the versions and the kind of processor it repeats on.
 
     bitsandbytes 0.50.2, torch 2.13.0, x86-64 AVX512, 1 thread
+    torch 2.13.0, AMD x86-64 AVX512, 1 thread                     products and decompositions of matrices
 
 It is part of the key of every node that is bound to it, and of the lock. Nothing is imported to find it out.
 """

@@ -118,7 +118,7 @@ class Spectral(Streamed):
         import torch
 
         # Memory of torch's own lies at whole cache lines, on which the last bit of a product may depend.
-        delta = torch.empty(node.count, dtype=torch.float32)
+        delta = torch.empty(node.count, dtype=torch.float32, device="cpu")
         rows, columns = node.shape[-2:]
         for start in range(0, node.count, rows * columns):
             yield from self.merge(node, start, delta[start : start + rows * columns].view(rows, columns))

@@ -36,6 +36,7 @@ def _data(found: Method) -> dict[str, Any]:
         "base": found.base,
         "takes": found.takes,
         "inputs": {"least": found.inputs[0], "most": found.inputs[1]},
+        "libraries": list(found.libraries),
         "parameters": [_parameter(parameter) for parameter in found.parameters],
     }
 
@@ -65,6 +66,7 @@ def show_methods(data: list[dict[str, Any]]) -> str:
     lines = [f"{found['name']}: {found['summary']}", f"base: {found['base']}; takes {found['takes']}"]
     lines += [found["paper"]] if found["paper"] else []
     lines += ["not built yet"] if not found["built"] else []
+    lines += [f"computed by {', '.join(found['libraries'])}"] if found["libraries"] else []
     for parameter in found["parameters"]:
         default = "required" if parameter["required"] else f"default {parameter['default']}"
         of = "of the merge" if parameter["scope"] == "merge" else f"of each of {found['takes']}"
