@@ -42,6 +42,7 @@ FLAGS = {
         Flag("locked", ("--locked",), "switch", "Stop if the lock would change (exit 3)."),
         Flag("frozen", ("--frozen",), "switch", "Take everything as the lock has it, or stop."),
         Flag("record", ("--record",), "switch", "Write what the outputs are into the lock."),
+        Flag("plugins", ("--plugins",), "text", "Distributions whose merge methods may run: NAME[,NAME]."),
         Flag("overrides", ("--set",), "list", "Override a value: merge.x.t=0.4. May be repeated."),
     )
 }
@@ -50,7 +51,7 @@ FLAGS = {
 BEFORE = ("modelfile", "debug")
 """The options that stand before the command."""
 
-_PLAN = ("as_json", "cache", "out", "memory", "allow_path", "offline", "locked", "frozen", "overrides")
+_PLAN = ("as_json", "cache", "out", "memory", "allow_path", "offline", "locked", "frozen", "plugins", "overrides")
 COMMANDS = {
     "build": (*_PLAN, "jobs", "link", "durability", "no_cache", "require_cached", "keep_going", "record"),
     "plan": (*_PLAN, "values"),

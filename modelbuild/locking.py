@@ -60,7 +60,7 @@ def lock_with(options: Options, listener: Listener, update: Sequence[str] | None
     """
     if options.overrides:
         raise UsageError("a lock is of the Modelfile as it is", hint="leave out `--set`")
-    spec = load(options.modelfile)
+    spec = load(options.modelfile, trusted=options.trusted)
     names = [name for name in spec.artifacts if is_source(spec, name)]
     _check_names(spec, names, update or ())
     if faults := not_built(spec, names):

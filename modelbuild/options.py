@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -13,6 +14,7 @@ from modelbuild.units import parse_size
 Link: TypeAlias = Literal["ref", "hard", "copy"]
 Durability: TypeAlias = Literal["full", "batch", "none"]
 
+_DISTRIBUTION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 DEFAULT_MEMORY = "512MB"
 
 
@@ -35,6 +37,8 @@ class Options:
     locked: bool = False
     frozen: bool = False
     record: bool = False
+    plugins: str | Sequence[str] = ""
+    """The distributions whose merge methods may run: names, or one text with commas between them."""
     overrides: tuple[str, ...] = ()
     """`PATH=VALUE` strings, as `--set` takes them."""
 
@@ -50,9 +54,18 @@ class Options:
             raise UsageError(f"`--link {self.link}` is not known", hint="ref, hard or copy")
         if self.durability not in ("full", "batch", "none"):
             raise UsageError(f"`--durability {self.durability}` is not known", hint="full, batch or none")
+        if bad := [name for name in self.trusted if not _DISTRIBUTION.fullmatch(name)]:
+            hint = "name what is installed, with commas between: `--plugins modelbuild-fox,other`"
+            raise UsageError(f"`--plugins`: `{bad[0]}` is not the name of a distribution", hint=hint)
         if self.record and self.overrides:
             hint = "write the value into the Modelfile, or leave out `--record`"
             raise UsageError("what is built with `--set` is not recorded in the lock", hint=hint)
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """The distributions whose merge methods may run, sorted, in the one spelling that each has (PEP 503)."""
+        names = self.plugins.split(",") if isinstance(self.plugins, str) else self.plugins
+        return tuple(sorted({re.sub(r"[-_.]+", "-", name.strip()).lower() for name in names if name.strip()}))
 
     @property
     def cache_root(self) -> str:

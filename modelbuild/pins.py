@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 from modelbuild import __version__
 from modelbuild.artifact.edits import is_inside
-from modelbuild.errors import Fault, LockOutOfDate, VerificationFailed, Where
+from modelbuild.errors import Fault, LockOutOfDate, ModelfileError, VerificationFailed, Where
+from modelbuild.importing.load import load
+from modelbuild.methods.outside import LOCKED, not_installed
+from modelbuild.modelfile.faults import UnknownMethod
 from modelbuild.modelfile.spec import Adapter, Base, Spec
 from modelbuild.options import Options
 from modelbuild.plan.graph import is_source
@@ -51,6 +54,23 @@ class Held:
 def lock_path(options: Options) -> str:
     """Where the lock of the options' Modelfile lies."""
     return f"{options.modelfile}.lock"
+
+
+def load_held(options: Options) -> Spec:
+    """What the Modelfile of the options says.
+
+    Raises what reading it raises; but where the lock is held to and names what is not installed, LockOutOfDate.
+    """
+    try:
+        return load(options.modelfile, overrides=options.overrides, trusted=options.trusted)
+    except ModelfileError as error:
+        lock = read(lock_path(options)) if options.locked or options.frozen else None
+        unknown = [fault.method for fault in error.faults if isinstance(fault, UnknownMethod)]
+        locked = [(name, str(lock.methods[name])) for name in unknown if lock is not None and name in lock.methods]
+        gone = [not_installed(text, name, Where(lock_path(options))) for name, text in locked]
+        if faults := [fault for fault in gone if fault is not None]:
+            raise LockOutOfDate(list(dict.fromkeys(faults))) from None
+        raise
 
 
 def hold(options: Options, spec: Spec, names: Iterable[str]) -> Held:
@@ -204,7 +224,9 @@ def _other_methods(held: Held, lock: Lock, versions: Versions) -> Iterator[Fault
             yield Fault(f"`{name}` is not in the lock", where, hint=LOCK)
         elif isinstance(version, str):
             facts = (f"the lock has {show(str(locked))}", f"here is {show(version)}")
-            hint = "install what the lock names; `modelbuild lock` goes on with what is here"
+            plugin = LOCKED.fullmatch(str(locked))
+            wanted = f"{plugin['distribution']}=={plugin['release']}, which" if plugin else "what"
+            hint = f"install {wanted} the lock names; `modelbuild lock` goes on with what is here"
             yield Fault(f"`{name}` is another one in the lock", where, facts, hint)
         else:
             told, hint = [f"this is modelbuild {__version__}, with version {version}"], "`modelbuild lock` writes that"

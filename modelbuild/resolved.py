@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from modelbuild.errors import NotBuiltYet, UsageError
-from modelbuild.importing.load import load
-from modelbuild.methods.registry import method
 from modelbuild.modelfile.check import not_built
 from modelbuild.modelfile.spec import Base, Merge, Spec
 from modelbuild.options import Options
-from modelbuild.pins import hold, pinned
+from modelbuild.pins import hold, load_held, pinned
 from modelbuild.plan.graph import closure, plan_source, source_requests, targets_of
 from modelbuild.plan.outline import Outline, Resolved, outline
 from modelbuild.plan.planned import Planned
@@ -59,7 +57,7 @@ def values_with(options: Options, name: str, listener: Listener) -> Values:
 
     Raises UsageError for what is no merge, and what planning raises of sources, slices and points.
     """
-    spec = load(options.modelfile, overrides=options.overrides)
+    spec = load_held(options)
     targets_of(spec, [name])
     merge = spec.artifacts[name]
     if not isinstance(merge, Merge):
@@ -81,7 +79,7 @@ def values_with(options: Options, name: str, listener: Listener) -> Values:
 
 
 def _outline(spec: Spec, merge: Merge, planned: Mapping[str, Planned]) -> Outline:
-    found = method(merge.method)
+    found = spec.method(merge.method)
     assert found is not None
     inputs = {name: planned[name] for name in spec.references(merge.name) if name in planned}
     return outline(spec, merge, found, inputs)

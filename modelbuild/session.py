@@ -14,11 +14,10 @@ from modelbuild.artifact.overlap import own_places, refuse_overlaps, source_plac
 from modelbuild.cache.records import Records
 from modelbuild.cache.store import LocalStore, open_store
 from modelbuild.errors import NotBuiltYet
-from modelbuild.importing.load import load
 from modelbuild.modelfile.check import not_built
 from modelbuild.modelfile.spec import Merge, Spec
 from modelbuild.options import Options
-from modelbuild.pins import Found, Held, check_before, check_found, hold, pinned
+from modelbuild.pins import Found, Held, check_before, check_found, hold, load_held, pinned
 from modelbuild.plan.demand import Need, demand, reachable
 from modelbuild.plan.explain import Cause, Explainer, Record, adapter_record, record
 from modelbuild.plan.graph import closure, make_plan, targets_of
@@ -136,7 +135,7 @@ class Session:
 
 def open_spec(options: Options, targets: Sequence[str]) -> tuple[Spec, tuple[str, ...]]:
     """The Modelfile and the targets that are meant; raises what the file alone shows, and NotBuiltYet."""
-    spec = load(options.modelfile, overrides=options.overrides)
+    spec = load_held(options)
     chosen = targets_of(spec, targets)
     faults = not_built(spec, closure(spec, chosen))
     if faults:

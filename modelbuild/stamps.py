@@ -36,6 +36,7 @@ _OWN = {
     "MODELBUILD_FILE",
     "MODELBUILD_ALLOW_PATH",
     "MODELBUILD_OFFLINE",
+    "MODELBUILD_PLUGINS",
 }
 TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 """What a variable says to set a flag."""
@@ -74,6 +75,7 @@ class Words(NamedTuple):
     cache: str | None
     out: str | None
     allow_path: bool
+    plugins: str
     as_json: bool
     targets: tuple[str, ...]
 
@@ -85,6 +87,7 @@ def _parse(arguments: Sequence[str]) -> Words | None:
         return None
     given = {"-f": environ.get("MODELBUILD_FILE", "Modelfile")}
     given |= {"--cache": environ.get("MODELBUILD_CACHE", ""), "--out": environ.get("MODELBUILD_OUT", "")}
+    given |= {"--plugins": environ.get("MODELBUILD_PLUGINS", "")}
     # Nothing is asked of the Hub here, so that `--offline` changes nothing.
     flags = {
         "--json": False,
@@ -113,7 +116,7 @@ def _parse(arguments: Sequence[str]) -> Words | None:
             return None
         given["-f"] = names.pop(1)
     places = given["-f"], given["--cache"] or None, given["--out"] or None
-    return Words(*places, flags["--allow-path"], flags["--json"], tuple(names[1:]))
+    return Words(*places, flags["--allow-path"], given["--plugins"], flags["--json"], tuple(names[1:]))
 
 
 def _harmless(name: str) -> bool:
@@ -121,9 +124,13 @@ def _harmless(name: str) -> bool:
     return name in _HELD and os.environ[name].lower() in TRUE | FALSE
 
 
-def path_of(cache_root: str, workspace: str, targets: Sequence[str], allow_path: bool) -> str:
-    """Where the stamp of a build of these targets, as they were asked for, lies."""
-    name = hashlib.sha256("\0".join([*targets, str(allow_path)]).encode()).hexdigest()[:16]
+def path_of(cache_root: str, workspace: str, targets: Sequence[str], allow_path: bool, plugins: str = "") -> str:
+    """Where the stamp of a build of these targets, as they were asked for, lies.
+
+    With other `plugins`, as they were written, it is another: who trusts nobody gets no answer from one who did.
+    """
+    asked = [*targets, str(allow_path), *([f"plugins {plugins}"] if plugins else [])]
+    name = hashlib.sha256("\0".join(asked).encode()).hexdigest()[:16]
     return os.path.join(cache_root, "records", workspace, f"stamp-{name}.json")
 
 
@@ -132,12 +139,13 @@ def _believed(words: Words) -> dict[str, Any] | None:
     cache_root = os.path.abspath(words.cache or os.path.join(folder, "cache"))
     out_root = os.path.abspath(words.out or os.path.join(folder, "build"))
     workspace = workspace_id(words.modelfile, out_root)
-    with open(path_of(cache_root, workspace, words.targets, words.allow_path), "rb") as file:
+    with open(path_of(cache_root, workspace, words.targets, words.allow_path, words.plugins), "rb") as file:
         stamp = json.loads(unseal(file.read()))
     with open(words.modelfile, "rb") as file:
         text = file.read()
     sound = stamp["version"] == __version__ and stamp["modelfile"] == hashlib.sha256(text).hexdigest()
     sound = sound and stamp.get("python", sys.prefix) == sys.prefix
+    sound = sound and stamp.get("path", sys.path) == sys.path
     if not sound or stamp["folder"] != os.getcwd():
         return None
     sources = all(facts(path, True) == found for path, found in stamp["sources"])
@@ -201,6 +209,7 @@ def write(
         return
     if any(entries is None or entries[1] > started_ns - COARSE_NS for entries in folders.values()):
         return
+    plugins = options.plugins if isinstance(options.plugins, str) else ",".join(options.plugins)
     data = {
         "version": __version__,
         "modelfile": session.spec.digest,
@@ -212,7 +221,10 @@ def write(
     }
     if libraries:
         data["python"] = sys.prefix
-    path = path_of(options.cache_root, session.records.workspace, asked, options.allow_path)
+    if session.spec.outside:
+        # Another release may lie elsewhere on the path.
+        data["path"] = sys.path
+    path = path_of(options.cache_root, session.records.workspace, asked, options.allow_path, plugins)
     scratch = f"{path}.{os.getpid()}.{threading.get_ident()}.new"
     with open(scratch, "wb") as out:
         out.write(seal(json.dumps(data)))
@@ -240,19 +252,21 @@ def _links(session: Session) -> dict[str, str]:
 
 
 def _libraries(session: Session) -> list[str]:
-    """The files of the outside libraries that computed parts of the plan."""
+    """The files of the outside libraries, and of methods from outside, that computed parts of the plan."""
     from modelbuild.formats.numerics import library_places
     from modelbuild.formats.registry import formats
-    from modelbuild.methods.registry import methods
     from modelbuild.modelfile.spec import Merge, Quantize
 
+    spec = session.spec
     found: set[str] = set()
-    for artifact in (session.spec.artifacts[name] for name in session.plan.artifacts):
+    places: list[str] = []
+    for artifact in (spec.artifacts[name] for name in session.plan.artifacts):
         if isinstance(artifact, Quantize):
             found.update(formats()[artifact.format].libraries)
-        elif isinstance(artifact, Merge):
-            found.update(methods()[artifact.method].libraries)
-    return library_places(found)
+        elif isinstance(artifact, Merge) and (method := spec.method(artifact.method)) is not None:
+            found.update(method.libraries)
+            places += method.places
+    return [*library_places(found), *sorted(set(places))]
 
 
 def _outputs(session: Session) -> dict[str, list[int] | None] | None:

@@ -24,7 +24,7 @@ def clean(options: Options, dry_run: bool) -> list[str]:
     """
     from modelbuild.artifact.edits import check_output, recorded
 
-    spec = load(options.modelfile)
+    spec = load(options.modelfile, trusted=options.trusted)
     records = outputs_of(options)
     lines = []
     for name in sorted(os.listdir(options.out_root)) if os.path.isdir(options.out_root) else []:

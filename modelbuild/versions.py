@@ -1,7 +1,8 @@
 """What outputs depend on besides their sources: versions of modelbuild, methods, adapter types, formats, libraries.
 
 The lock has them in `[methods]`. Methods stand there by their names; adapter types and formats with their kind before
-it (`"adapter lora"`), since a method may have the same name.
+it (`"adapter lora"`), since a method may have the same name. Of a method from outside the lock has the
+distribution that it came with: `fox = "modelbuild-fox 1.2.0, version 1"`.
 
 Of a format or method that an outside library computes there is also the numerics class under the library's name: its
 version, the kind of processor, threads. The version of what is not installed here is None. A format's file may say
@@ -21,7 +22,6 @@ from modelbuild import __version__
 from modelbuild.formats.numerics import locked_class
 from modelbuild.formats.registry import formats
 from modelbuild.methods._cast import VERSION as CAST
-from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Merge, Quantize, Spec
 from modelbuild.rooms import files_of
 from modelbuild.sources.content import SourceAdapter
@@ -45,8 +45,8 @@ def versions_of(spec: Spec, names: Collection[str], adapters: Iterable[SourceAda
     found: Versions = {"modelbuild": __version__}
     # Any merge may have to round an input to its dtype.
     found |= {"cast": CAST} if merges else {}
-    used = [declared for name in sorted({merge.method for merge in merges}) if (declared := method(name)) is not None]
-    found |= {declared.name: declared.version for declared in used}
+    used = [own for name in sorted({merge.method for merge in merges}) if (own := spec.method(name)) is not None]
+    found |= {declared.name: declared.locked for declared in used}
     for declared in used:
         found |= locked_class(declared.libraries, algebra=True) if declared.libraries else {}
     for kind in sorted({str(adapter.config.get("peft_type", "LORA")).lower() for adapter in adapters}):

@@ -14,7 +14,6 @@ from typing import Any
 from modelbuild.artifact.recipe import closure, public_source, recipe
 from modelbuild.cache.nouns import StoredFile
 from modelbuild.formats.registry import formats
-from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Merge, Quantize, Spec
 from modelbuild.plan.node import Node
 from modelbuild.plan.planned import Plan, Planned
@@ -102,10 +101,10 @@ def _source(source: SourceModel | SourceAdapter) -> dict[str, Any]:
     return {"origin": public_source(source.origin), **commit, "files": files}
 
 
-def _methods(spec: Spec, name: str) -> dict[str, int]:
+def _methods(spec: Spec, name: str) -> dict[str, int | str]:
     artifacts = [spec.artifacts[other] for other in closure(spec, name)]
     used = {other.method for other in artifacts if isinstance(other, Merge)}
-    versions = {known: found.version for known in used if (found := method(known)) is not None}
+    versions = {known: found.locked for known in used if (found := spec.method(known)) is not None}
     versions |= {other.format: formats()[other.format].version for other in artifacts if isinstance(other, Quantize)}
     return dict(sorted(versions.items()))
 

@@ -17,6 +17,7 @@ from modelbuild.cli.words import (
     Names,
     Offline,
     Out,
+    Plugins,
     Set,
     option,
     options,
@@ -45,6 +46,7 @@ def build(
     locked: Locked = False,
     frozen: Frozen = False,
     record: Annotated[bool, option("record")] = False,
+    plugins: Plugins = "",
     overrides: Set = None,
 ) -> None:
     """Build the targets into build/NAME/."""
@@ -52,7 +54,7 @@ def build(
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, link=link, durability=durability, no_cache=no_cache,
         require_cached=require_cached, keep_going=keep_going, allow_path=allow_path, offline=offline, locked=locked,
-        frozen=frozen, record=record, overrides=tuple(overrides or ()),
+        frozen=frozen, record=record, plugins=plugins, overrides=tuple(overrides or ()),
     )  # fmt: skip
     plain.build(made, chosen, as_json)
 
@@ -69,13 +71,14 @@ def plan(
     offline: Offline = False,
     locked: Locked = False,
     frozen: Frozen = False,
+    plugins: Plugins = "",
     overrides: Set = None,
 ) -> None:
     """Show what a build would compute, copy and reuse, and why."""
     chosen = targets(context, names)
     made = options(
         context, cache=cache, out=out, memory=memory, allow_path=allow_path, offline=offline, locked=locked,
-        frozen=frozen, overrides=tuple(overrides or ()),
+        frozen=frozen, plugins=plugins, overrides=tuple(overrides or ()),
     )  # fmt: skip
     plain.plan(made, chosen, as_json, values)
 
@@ -91,6 +94,7 @@ def why(
     offline: Offline = False,
     locked: Locked = False,
     frozen: Frozen = False,
+    plugins: Plugins = "",
     overrides: Set = None,
 ) -> None:
     """Show why an artifact, or one tensor of it, would be or was rebuilt."""
@@ -100,7 +104,7 @@ def why(
 
     made = options(
         context, cache=cache, out=out, allow_path=allow_path, offline=offline, locked=locked, frozen=frozen,
-        overrides=tuple(overrides or ()),
+        plugins=plugins, overrides=tuple(overrides or ()),
     )  # fmt: skip
     result = why_with(made, name, tensor, listener())
     show(result.as_json(), show_why(result), as_json)
@@ -114,6 +118,7 @@ def lock(
     cache: Cache = None,
     allow_path: AllowPath = False,
     offline: Offline = False,
+    plugins: Plugins = "",
     overrides: Set = None,
 ) -> None:
     """Resolve all sources and write Modelfile.lock; with --update [NAME], at what they are now."""
@@ -123,7 +128,9 @@ def lock(
 
     if names and not update:
         raise UsageError("all sources are locked together", hint=f"`--update {names[0]}` looks up that one anew")
-    made = options(context, cache=cache, allow_path=allow_path, offline=offline, overrides=tuple(overrides or ()))
+    made = options(
+        context, cache=cache, allow_path=allow_path, offline=offline, plugins=plugins, overrides=tuple(overrides or ())
+    )
     result = lock_with(made, listener(), (names or ()) if update else None)
     show(result.as_json(), show_lock(result), as_json)
 
@@ -144,6 +151,7 @@ def verify(
     offline: Offline = False,
     locked: Locked = False,
     frozen: Frozen = False,
+    plugins: Plugins = "",
 ) -> None:
     """Compare an artifact's files with the lock, or with what the Hub lists; exit 5 if they differ."""
     from modelbuild.report.lock import show_verification
@@ -152,7 +160,7 @@ def verify(
 
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, allow_path=allow_path, offline=offline, locked=locked,
-        frozen=frozen,
+        frozen=frozen, plugins=plugins,
     )  # fmt: skip
     result = verify_with(made, name, against, listener())
     show(result.as_json(), show_verification(result), as_json)

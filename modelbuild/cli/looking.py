@@ -7,24 +7,28 @@ from typing import Annotated
 
 import typer
 
-from modelbuild.cli.words import Cache, DryRun, Json, Out, options, show
+from modelbuild.cli.words import Cache, DryRun, Json, Out, Plugins, options, show
+from modelbuild.options import Options
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method or format.")] = None, as_json: Json = False
+    name: Annotated[str | None, typer.Argument(help="A method or format.")] = None,
+    as_json: Json = False,
+    plugins: Plugins = "",
 ) -> None:
     """List merge methods and quantised formats, or show one with its parameters."""
     from modelbuild.report.methods import method_data, show_methods
 
-    data = method_data(name)
+    data = method_data(name, Options(plugins=plugins).trusted)
     show(data, show_methods(data), as_json)
 
 
-def schema() -> None:
+def schema(plugins: Plugins = "") -> None:
     """Print a JSON Schema of the Modelfile, for editors."""
+    from modelbuild.methods.outside import Outside
     from modelbuild.modelfile.schema import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    print(json.dumps(json_schema(Outside(Options(plugins=plugins).trusted).all()), indent=2))
 
 
 def env(as_json: Json = False) -> None:
@@ -40,11 +44,12 @@ def clean(
     out: Out = None,
     cache: Cache = None,
     dry_run: DryRun = False,
+    plugins: Plugins = "",
 ) -> None:
     """Remove from the output folder what the Modelfile no longer names."""
     from modelbuild.tidy import clean as tidy
 
-    for line in tidy(options(context, out=out, cache=cache), dry_run):
+    for line in tidy(options(context, out=out, cache=cache, plugins=plugins), dry_run):
         print(line)
 
 
@@ -53,9 +58,10 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A file, a folder, or an artifact that was built.")],
     as_json: Json = False,
     out: Out = None,
+    plugins: Plugins = "",
 ) -> None:
     """Show the tensors of a model, adapter or artifact: names, dtypes, shapes, sizes."""
     from modelbuild.report.inspect import inspection, show_inspection
 
-    data = inspection(options(context, out=out), path)
+    data = inspection(options(context, out=out, plugins=plugins), path)
     show(data, show_inspection(data), as_json)

@@ -29,6 +29,7 @@ Memory = Annotated[str, option("memory")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go.", envvar="MODELBUILD_DRY_RUN")]
 Locked = Annotated[bool, option("locked")]
 Frozen = Annotated[bool, option("frozen")]
+Plugins = Annotated[str, option("plugins")]
 Debug = Annotated[bool, option("debug")]
 
 

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
 ENDINGS = (".yml", ".yaml")
 
 
-def load(path: str, *, overrides: Sequence[str] = ()) -> Spec:
+def load(path: str, *, overrides: Sequence[str] = (), trusted: Sequence[str] = ()) -> Spec:
     """What the Modelfile at `path` says; a file that ends in .yml or .yaml is a mergekit recipe, read as a Modelfile.
+
+    A Modelfile may use methods of the distributions that are `trusted`.
 
     Raises UsageError and ModelfileError as `modelfile.parse.load` does; faults of a recipe stand in the YAML file.
     """
     if not path.lower().endswith(ENDINGS):
-        return load_modelfile(path, overrides=overrides)
+        return load_modelfile(path, overrides=overrides, trusted=trusted)
     from modelbuild.importing.models import Folders
     from modelbuild.importing.names import last_name
     from modelbuild.importing.translate import translate

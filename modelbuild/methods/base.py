@@ -172,6 +172,26 @@ class Method:
     """Whether the method draws random numbers: then the seed is among the reasons of a build."""
     libraries: tuple[str, ...] = ()
     """Packages whose matrix algebra computes what is bound: their versions are part of its key and of the lock."""
+    distribution: str = ""
+    """The distribution that a method from outside came with, and its `release`; empty for modelbuild's own."""
+    release: str = ""
+    places: tuple[str, ...] = ()
+    """Files and folders of a method from outside that another release of it would replace."""
+
+    @property
+    def operation_name(self) -> str:
+        """What nodes call the operation: the method's name, after that of the distribution that it came from."""
+        return f"{self.distribution}:{self.name}" if self.distribution else self.name
+
+    @property
+    def numerics(self) -> str | None:
+        """The class that what is computed is bound to: the release of a method from outside; None for our own."""
+        return f"{self.distribution} {self.release}" if self.distribution else None
+
+    @property
+    def locked(self) -> int | str:
+        """What the lock says of the method: its version, for one from outside after the release it came with."""
+        return f"{self.numerics}, version {self.version}" if self.distribution else self.version
 
     def parameter(self, name: str) -> Parameter | None:
         """The declaration of the parameter `name`, if the method has it."""

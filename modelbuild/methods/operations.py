@@ -21,6 +21,10 @@ def operation(name: str) -> Operation:
         from modelbuild.methods._rows import Rows
 
         return Rows()
+    if ":" in name:
+        from modelbuild.methods.outside import loaded_operation
+
+        return loaded_operation(name)
     try:
         method: Method = import_module(f"modelbuild.methods.{name}").METHOD
     except (ModuleNotFoundError, AttributeError):

@@ -173,15 +173,15 @@ def not_built(spec: Spec, names: Iterable[str]) -> list[Fault]:
 
 def _missing(spec: Spec, artifact: Artifact) -> Iterator[Fault]:
     path: Path = (artifact.kind, artifact.name)
-    for key, what in _unbuilt(artifact):
+    for key, what in _unbuilt(spec, artifact):
         message = f"`{artifact.name}` needs {what}, which this version does not build yet"
         yield Fault(message, spec.where(*path, key), ("the Modelfile is right, and a later version builds it",))
 
 
-def _unbuilt(artifact: Artifact) -> Iterator[tuple[str, str]]:
+def _unbuilt(spec: Spec, artifact: Artifact) -> Iterator[tuple[str, str]]:
     """The keys of an artifact that ask for something that is not built, and what that is."""
     if isinstance(artifact, Merge):
-        yield from _unbuilt_merge(artifact)
+        yield from _unbuilt_merge(spec, artifact)
     elif isinstance(artifact, Quantize):
         from modelbuild.formats.registry import formats
 
@@ -193,10 +193,8 @@ def _unbuilt(artifact: Artifact) -> Iterator[tuple[str, str]]:
                 yield key, f"`{key}`"
 
 
-def _unbuilt_merge(merge: Merge) -> Iterator[tuple[str, str]]:
-    from modelbuild.methods.registry import method
-
-    found = method(merge.method)
+def _unbuilt_merge(spec: Spec, merge: Merge) -> Iterator[tuple[str, str]]:
+    found = spec.method(merge.method)
     if found is None or found.step is None:
         yield "method", f"method `{merge.method}`"
     if merge.base_precision is not None:

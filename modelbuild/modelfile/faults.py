@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from modelbuild.errors import Fault, ModelfileError, Where
 from modelbuild.modelfile.keys import Toml
 from modelbuild.modelfile.positions import Positions
 from modelbuild.modelfile.spec import Path
-from modelbuild.modelfile.suggest import described, did_you_mean
+from modelbuild.modelfile.suggest import described, did_you_mean, shown
 
 MOST = 100
 """How many faults are told; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownMethod(Fault):
+    """That there is no method `method`."""
+
+    method: str = ""
 
 
 class Faults:
@@ -24,6 +32,10 @@ class Faults:
 
     def __bool__(self) -> bool:
         return bool(self._found)
+
+    def where(self, path: Path) -> Where:
+        """Where the value at `path` stands."""
+        return self._positions.value(path)
 
     def key(self, path: Path, message: str, *facts: str, hint: str | None = None) -> None:
         """Notes a fault at the key at `path`, or at the table around it if the key is not in the file."""
@@ -45,15 +57,24 @@ class Faults:
         """Notes a value that there is not, with the nearest spelling as the hint."""
         self.value(path, message, *facts, hint=self._near(word, known))
 
+    def no_method(self, path: Path, name: str, known: Iterable[str], facts: Iterable[str], hint: str | None) -> None:
+        """Notes that there is no method `name`; `hint` goes before the nearest of those that are `known`."""
+        hint = hint or self._near(name, known) or "`modelbuild methods` lists them"
+        message = f"there is no method `{shown(name)}`"
+        self._keep(UnknownMethod(message, self._positions.value(path), tuple(facts), hint, name))
+
     def _near(self, word: str, known: Iterable[str]) -> str | None:
         return did_you_mean(word, known) if len(self._found) < MOST else None
 
     def _add(self, message: str, path: Path, at_value: bool, facts: tuple[str, ...], hint: str | None) -> None:
+        where = self._positions.value(path) if at_value else self._positions.key(path)
+        self._keep(Fault(message, where, facts, hint))
+
+    def _keep(self, fault: Fault) -> None:
         if len(self._found) >= MOST:
             self._more += 1
-            return
-        where = self._positions.value(path) if at_value else self._positions.key(path)
-        self._found.append(Fault(message, where, facts, hint))
+        else:
+            self._found.append(fault)
 
     def raise_all(self) -> None:
         """Raises ModelfileError with all faults in the order of the file; does nothing if there is none."""

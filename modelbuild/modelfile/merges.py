@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from modelbuild.methods.outside import TRUSTS_NOBODY, Outside, unknown
 from modelbuild.modelfile.faults import Faults
 from modelbuild.modelfile.keys import FOLDED, MERGE, MODEL, SLICE, Keys, Toml
 from modelbuild.modelfile.merge_rules import check_lengths, check_merge
 from modelbuild.modelfile.spec import Input, Merge, Path, Slice, Value
-from modelbuild.modelfile.suggest import did_you_mean, listed, shown
+from modelbuild.modelfile.suggest import listed, shown
 from modelbuild.modelfile.tables import Table, read, title, unknown_key
 from modelbuild.modelfile.values import read_patterns, read_value
 
@@ -22,12 +23,16 @@ Level: TypeAlias = Literal["merge", "slice", "input"]
 
 @dataclass(frozen=True)
 class _Reader:
-    """What is at hand while one merge is read; `method` None if it is not known."""
+    """What is at hand while one merge is read; `method` None if it is not known.
+
+    `offered` where somebody who is not trusted has it: then nobody knows its parameters.
+    """
 
     faults: Faults
     path: Path
     method: Method | None
     methods: Mapping[str, Method]
+    offered: bool = False
 
     def declared(self, name: str) -> list[Parameter]:
         """The declarations of a parameter: the method's own, or those of all methods if it is not known."""
@@ -47,6 +52,8 @@ class _Reader:
             if name in keys:
                 continue
             declared = self.declared(name)
+            if not declared and self.offered:
+                continue
             if not declared:
                 self._unknown(path, name, raw[name], keys, level)
             elif level == "input" and all(p.scope == "merge" for p in declared):
@@ -70,12 +77,17 @@ class _Reader:
         unknown_key(self.faults, (*path, name), dict.fromkeys([*keys, *self.names(level)]), *facts)
 
 
-def read_merge(faults: Faults, name: str, raw: Table, methods: Mapping[str, Method]) -> Merge:
-    """The merge that the table says; what is wrong in it is a fault and left out."""
+def read_merge(
+    faults: Faults, name: str, raw: Table, methods: Mapping[str, Method], outside: Outside = TRUSTS_NOBODY
+) -> Merge:
+    """The merge that the table says; what is wrong in it is a fault and left out.
+
+    A method that is not among `methods` may come from `outside`.
+    """
     path: Path = ("merge", name)
     good = read(faults, path, raw, MERGE)
-    method = _method(faults, path, good, methods)
-    reader = _Reader(faults, path, method, methods)
+    method, offered = _method(faults, path, good, methods, outside)
+    reader = _Reader(faults, path, method, methods, offered)
     merge = Merge(
         name,
         good.get("method", ""),
@@ -102,15 +114,24 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def _method(faults: Faults, path: Path, good: Table, methods: Mapping[str, Method]) -> Method | None:
-    name = good.get("method")
+def _method(
+    faults: Faults, path: Path, good: Table, methods: Mapping[str, Method], outside: Outside
+) -> tuple[Method | None, bool]:
+    """The method that a merge names; None for one that is not known, and whether somebody offers it."""
+    name, place = good.get("method"), (*path, "method")
     if name is None:
-        return None
-    if name not in methods:
-        message = f"there is no method `{shown(name)}`"
-        hint = did_you_mean(name, methods) or "`modelbuild methods` lists them"
-        faults.value((*path, "method"), message, hint=hint)
-    return methods.get(name)
+        return None, False
+    found = methods.get(name) or outside.method(name, faults.where(place))
+    if found is None:
+        facts, hint = unknown(name, outside)
+        faults.no_method(place, name, [*methods, *outside.offers], facts, hint)
+        return None, hint is not None
+    taken = [p.name for p in found.parameters if p.name in {**MERGE, **MODEL, **SLICE}]
+    if found.distribution and taken:
+        fact = f"{listed(taken)} has a meaning of its own in a merge"
+        message = f"method `{name}` of `{found.distribution}` {found.release} declares a parameter that none can have"
+        faults.value(place, message, fact, hint="report it to those who made it")
+    return found, False
 
 
 def _inputs(

@@ -6,12 +6,14 @@ import codecs
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import tomli
 
 from modelbuild.errors import ModelfileError, UsageError, Where
+from modelbuild.methods.outside import Outside
 from modelbuild.modelfile.artifacts import read_adapter, read_base, read_publish, read_quantize, read_settings
 from modelbuild.modelfile.check import check_cycles, check_names, check_references, check_targets
 from modelbuild.modelfile.faults import Faults
@@ -20,9 +22,12 @@ from modelbuild.modelfile.merges import read_merge
 from modelbuild.modelfile.overrides import apply
 from modelbuild.modelfile.positions import Positions
 from modelbuild.modelfile.scan import Twice, scan
-from modelbuild.modelfile.spec import Artifact, Path, Publish, Spec
+from modelbuild.modelfile.spec import Artifact, Merge, Path, Publish, Spec
 from modelbuild.modelfile.suggest import described, shown
 from modelbuild.modelfile.tables import Table
+
+if TYPE_CHECKING:
+    from modelbuild.methods.base import Method
 
 LARGEST = 64 * 2**20
 """Bytes of the largest Modelfile that is read."""
@@ -36,8 +41,10 @@ _TWICE = ("Cannot overwrite", "Duplicate inline", "Cannot declare")
 _OTHER_NAMES = {"model": "base", "models": "base", "source": "base", "sources": "base", "lora": "adapter"}
 
 
-def load(path: str, *, overrides: Sequence[str] = (), display: str | None = None) -> Spec:
+def load(path: str, *, overrides: Sequence[str] = (), display: str | None = None, trusted: Sequence[str] = ()) -> Spec:
     """The Modelfile at `path`, with `overrides` (`PATH=VALUE`) set; `display` is what messages call the file.
+
+    Methods may come from outside where the distributions that offer them are `trusted`.
 
     Raises UsageError if it cannot be read or an override leads nowhere, and ModelfileError with every fault in it.
     """
@@ -56,7 +63,7 @@ def load(path: str, *, overrides: Sequence[str] = (), display: str | None = None
         raise UsageError(f"`{shown(file)}` cannot be read: {reason}") from None
     if len(text) > LARGEST:
         raise ModelfileError(f"the file is larger than {LARGEST // 2**20} MiB", where=Where(file))
-    return replace(parse_text(text, file, overrides), digest=hashlib.sha256(text).hexdigest())
+    return replace(parse_text(text, file, overrides, trusted=trusted), digest=hashlib.sha256(text).hexdigest())
 
 
 def parse_text(
@@ -64,6 +71,7 @@ def parse_text(
     file: str,
     overrides: Sequence[str] = (),
     places_of: Callable[[str, str, Mapping[Path, str]], Positions] = Positions,
+    trusted: Sequence[str] = (),
 ) -> Spec:
     """As `load`, from the text itself; `places_of` gives the places of file, text and overrides."""
     decoded = _decode(text, file) if isinstance(text, bytes) else text
@@ -71,7 +79,7 @@ def parse_text(
     places = apply(raw, overrides)
     positions = places_of(file, decoded.replace("\r\n", "\n"), places)
     faults = Faults(positions)
-    spec = _spec(faults, file, raw, positions)
+    spec = _spec(faults, file, raw, positions, Outside(tuple(trusted)))
     faults.raise_all()
     return spec
 
@@ -136,13 +144,15 @@ def _lower(message: str) -> str:
     return shown(plain[:1].lower() + plain[1:])
 
 
-def _spec(faults: Faults, file: str, raw: Table, positions: Positions) -> Spec:
+def _spec(faults: Faults, file: str, raw: Table, positions: Positions, outside: Outside) -> Spec:
     """The whole file; only worth having if no fault was noted."""
     _check_top(faults, raw)
     settings = read_settings(faults, _table(faults, raw, "settings"))
     tables = list(_tables(faults, raw, positions))
     check_names(faults, [(kind, name) for kind, name, _ in tables if kind != "publish"])
-    artifacts = {name: _artifact(faults, kind, name, table) for kind, name, table in tables if kind != "publish"}
+    artifacts = {
+        name: _artifact(faults, kind, name, table, outside) for kind, name, table in tables if kind != "publish"
+    }
     publish: dict[str, Publish] = {
         name: read_publish(faults, name, table) for kind, name, table in tables if kind == "publish"
     }
@@ -151,7 +161,13 @@ def _spec(faults: Faults, file: str, raw: Table, positions: Positions) -> Spec:
     check_targets(faults, artifacts, settings, publish)
     if not artifacts and not faults:
         faults.key((), "there is no artifact in this file", hint=INIT)
-    return Spec(file, settings, artifacts, publish, positions)
+    return Spec(file, settings, artifacts, publish, positions, outside=_used(artifacts.values(), outside))
+
+
+def _used(artifacts: Iterable[Artifact], outside: Outside) -> dict[str, Method]:
+    """The methods from outside that merges name, which are imported by now."""
+    named = sorted({artifact.method for artifact in artifacts if isinstance(artifact, Merge)})
+    return {name: found for name in named if (found := outside.method(name)) is not None}
 
 
 def _check_top(faults: Faults, raw: Table) -> None:
@@ -216,12 +232,12 @@ def _not_a_table(faults: Faults, kind: str, name: str, value: Toml) -> None:
         faults.expected((kind, name), f"`{kind}.{shown(name)}`", f"a table [{kind}.NAME]", value)
 
 
-def _artifact(faults: Faults, kind: str, name: str, table: Table) -> Artifact:
+def _artifact(faults: Faults, kind: str, name: str, table: Table, outside: Outside) -> Artifact:
     from modelbuild.formats.registry import formats
     from modelbuild.methods.registry import methods
 
     if kind == "merge":
-        return read_merge(faults, name, table, methods())
+        return read_merge(faults, name, table, methods(), outside)
     if kind == "quantize":
         return read_quantize(faults, name, table, formats())
     return read_adapter(faults, name, table) if kind == "adapter" else read_base(faults, name, table)

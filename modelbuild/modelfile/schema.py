@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ForwardRef, Literal, TypeAlias
 
+from modelbuild.methods.registry import methods
 from modelbuild.modelfile import keys
 from modelbuild.modelfile.keys import Key, Keys, Toml
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from modelbuild.methods.base import Method
+
 Fields: TypeAlias = "dict[str, tuple[Toml, Toml]]"
 """A pydantic type and a pydantic field by the key that they are for."""
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a Modelfile, with every kind, key, method, parameter, format and type."""
-    schema = modelfile_model().model_json_schema()
+def json_schema(outside: Mapping[str, Method] = MappingProxyType({})) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a Modelfile, with every kind, key, method, parameter, format and type.
+
+    Methods from `outside` are among them.
+    """
+    schema = _modelfile({**methods(), **outside}).model_json_schema()
     _tidy(schema)
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Modelfile"}
     return {**about, "description": "A Modelfile of modelbuild, format version 1", **schema}
@@ -27,6 +34,10 @@ def json_schema() -> dict[str, Any]:
 @cache
 def modelfile_model() -> type[BaseModel]:
     """The pydantic model of a whole Modelfile: the form of every table, without what only the file as a whole shows."""
+    return _modelfile(methods())
+
+
+def _modelfile(known: Mapping[str, Method]) -> type[BaseModel]:
     from pydantic import Field
 
     combined: Toml = _model("Combined", _fields(keys.COMBINED))
@@ -34,7 +45,7 @@ def modelfile_model() -> type[BaseModel]:
     tables: dict[str, Toml] = {
         "base": _model("Base", _fields(keys.BASE)),
         "adapter": _model("Adapter", _fields(keys.ADAPTER, extract=extract, combine=list[combined])),
-        "merge": _merge(),
+        "merge": _merge(known),
         "quantize": _quantize(),
         "publish": _model("Publish", _fields(keys.PUBLISH)),
     }
@@ -123,37 +134,33 @@ def _value() -> type[BaseModel]:
     return Value
 
 
-def _parameters(scopes: Iterable[str], reserved: Keys) -> Fields:
+def _parameters(known: Mapping[str, Method], scopes: Iterable[str], reserved: Keys) -> Fields:
     """The fields of all parameters of all methods that belong to these scopes and are no key of the table."""
-    from modelbuild.methods.registry import methods
-
     helps: dict[str, list[str]] = {}
-    for method in methods().values():
+    for method in known.values():
         for parameter in method.parameters:
             if parameter.scope in scopes and parameter.name not in reserved:
                 helps.setdefault(parameter.name, []).append(f"{method.name}: {parameter.help}")
     return {name: (_value(), _optional("; ".join(texts))) for name, texts in helps.items()}
 
 
-def _merge() -> type[BaseModel]:
+def _merge(known: Mapping[str, Method]) -> type[BaseModel]:
     from pydantic import Field
 
-    from modelbuild.methods.registry import methods
-
     def entries(name: str, declared: Keys, scopes: Iterable[str], **types: Toml) -> Toml:
-        table = _model(name, _fields(declared, **types) | _parameters(scopes, declared))
+        table = _model(name, _fields(declared, **types) | _parameters(known, scopes, declared))
         return Annotated[list[table], Field(min_length=1)]  # type: ignore[valid-type]
 
     models = entries("Model", keys.MODEL, ("input",))
     fields = _fields(
         keys.MERGE,
-        method=Literal[tuple(methods())],
+        method=Literal[tuple(known)],
         models=models,
         adapters=entries("Folded", keys.FOLDED, ("input",)),
         slices=entries("Slice", keys.SLICE, ("merge", "input"), models=models),
         tokens=dict[str, str | _model("Token", _fields(keys.TOKEN))],  # type: ignore[misc]
     )
-    return _model("Merge", fields | _parameters(("merge", "input"), keys.MERGE))
+    return _model("Merge", fields | _parameters(known, ("merge", "input"), keys.MERGE))
 
 
 def _quantize() -> type[BaseModel]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from modelbuild.errors import Where
+
+if TYPE_CHECKING:
+    from modelbuild.methods.base import Method
 
 Scalar: TypeAlias = "float | int | bool | str"
 Path: TypeAlias = "tuple[str | int, ...]"
@@ -193,7 +196,7 @@ class Spec:
     """A whole Modelfile: artifacts by name in the order of the file, and where every key stands.
 
     `digest` is the SHA-256 of the text that was read, empty where it came from no file. `notes` is what the user should
-    know of a file that was translated.
+    know of a file that was translated. `outside` are the methods from outside that it names, imported.
     """
 
     file: str
@@ -203,6 +206,13 @@ class Spec:
     positions: Mapping[Path, Where]
     digest: str = ""
     notes: tuple[str, ...] = ()
+    outside: Mapping[str, Method] = field(default_factory=dict)
+
+    def method(self, name: str) -> Method | None:
+        """The method called `name`, modelbuild's own or one from outside; None if there is none."""
+        from modelbuild.methods.registry import method
+
+        return self.outside.get(name) or method(name)
 
     def where(self, *path: str | int) -> Where:
         """Where the key at `path` stands, or the nearest table around it that is in the file."""

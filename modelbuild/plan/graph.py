@@ -7,7 +7,6 @@ from graphlib import TopologicalSorter
 from typing import TypeAlias
 
 from modelbuild.errors import UsageError
-from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Adapter, Base, Merge, Quantize, Spec
 from modelbuild.modelfile.suggest import nearest
 from modelbuild.plan.adapt import plan_lora
@@ -94,7 +93,7 @@ def source_requests(spec: Spec, names: Sequence[str]) -> list[Request]:
 def _plan_one(
     spec: Spec, merge: Merge, artifacts: Mapping[str, Planned], adapters: Mapping[str, SourceAdapter]
 ) -> Planned:
-    found = method(merge.method)
+    found = spec.method(merge.method)
     assert found is not None
     inputs = {name: artifacts[name] for name in spec.references(merge.name) if name in artifacts}
     if found.takes == "adapters":

@@ -321,8 +321,8 @@ def wanted_dtype(spec: Spec, merge: Merge, own: Node) -> str:
 
 def computed(method: Method, step: Compute, dtype: str, shape: tuple[int, ...], numerics: str | None = None) -> Node:
     """The node of a tensor that the method computes; `numerics` is the class of what its libraries compute here."""
-    bound = numerics if step.bound else None
-    return operation_node(method.name, method.version, step.params, step.inputs, dtype, shape, bound)
+    bound = ", ".join(part for part in (method.numerics, numerics if step.bound else None) if part) or None
+    return operation_node(method.operation_name, method.version, step.params, step.inputs, dtype, shape, bound)
 
 
 def parameters(

@@ -55,7 +55,7 @@ def _named_source(options: Options, name: str) -> list[str]:
     """Where the source that the Modelfile calls `name` lies, if there is a Modelfile and it names one."""
     if not os.path.isfile(options.modelfile):
         return []
-    artifact = load(options.modelfile).artifacts.get(name)
+    artifact = load(options.modelfile, trusted=options.trusted).artifacts.get(name)
     if not isinstance(artifact, (Base, Adapter)) or artifact.source is None or artifact.source.startswith("hf:"):
         return []
     folder = os.path.join(os.path.dirname(os.path.abspath(options.modelfile)), artifact.source)
