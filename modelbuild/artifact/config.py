@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelbuild.dtypes import FLOATS
 from modelbuild.errors import SourceChanged
+from modelbuild.plan.language import TEXT_SECTIONS
 
 if TYPE_CHECKING:
     from modelbuild.plan.node import Node
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 DTYPE_KEYS = ("dtype", "torch_dtype")
-TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 LAYER_INDEXES = frozenset({
     "mlp_only_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs", "attn_layer_indices",
     "global_attn_indexes", "full_attention_layers", "kda_layers", "full_attn_layers",
@@ -55,6 +55,7 @@ def config_json(planned: Planned) -> bytes | None:
         vocab=vocabulary({name: node.shape for name, node in planned.tensors.items()}) or side.vocabulary,
         overrides=side.config_overrides,
         untied=side.untied,
+        chosen_vocabulary=side.vocabulary is not None,
     )
 
 
@@ -74,11 +75,13 @@ def agree(
     vocab: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     untied: bool = False,
+    chosen_vocabulary: bool = False,
 ) -> bytes | None:
     """config.json as bytes: `config`, whose file reads `original`, changed where it contradicts the weights.
 
     `dtype_counts` gives the elements of each safetensors dtype; `layers`, where slices chose, the donor's layer that
-    each output layer of `stack` was; `vocab` the rows of the embedding. `overrides` have the last word, tables merged.
+    each output layer of `stack` was; `vocab` the rows of the embedding, `chosen_vocabulary` where somebody chose
+    them. `overrides` have the last word, tables merged.
     """
     if config is None and not overrides:
         return None
@@ -86,10 +89,14 @@ def agree(
     if config is not None:
         _set_dtype(changed, dtype_counts)
         if layers is not None:
-            for section in _sections_of(changed, stack or ""):
+            sections = _sections_of(changed, stack or "")
+            for section in sections:
                 _set_layers(section, layers)
+            if len(sections) > 1 and not any(key in section for section in sections for key in LAYER_COUNTS):
+                # Where a section leaves the count out, its class has one of its own.
+                sections[-1][LAYER_COUNTS[0]] = len(layers)
         if vocab is not None:
-            _set_vocabulary(changed, vocab)
+            _set_vocabulary(changed, vocab, chosen_vocabulary)
         if untied:
             _untie(changed)
     return override(config, original, overrides or {}, changed)
@@ -227,10 +234,12 @@ def _set_layers(section: dict[str, Any], layers: Sequence[int]) -> None:
             section[key] = [value[min(layer, old - 1)] for layer in layers]
 
 
-def _set_vocabulary(config: dict[str, Any], rows: int) -> None:
-    for key, section in _sections(config):
-        if (not key or key in TEXT_SECTIONS) and isinstance(section.get("vocab_size"), int):
-            section["vocab_size"] = rows
+def _set_vocabulary(config: dict[str, Any], rows: int, chosen: bool) -> None:
+    """The rows of the embedding wherever they are named; those that were `chosen` for the text in any case."""
+    sections = [section for key, section in _sections(config) if not key or key in TEXT_SECTIONS]
+    named = [section for section in sections if isinstance(section.get("vocab_size"), int)]
+    for section in named or (sections[1:2] if chosen else []):
+        section["vocab_size"] = rows
 
 
 def _untie(config: dict[str, Any]) -> None:

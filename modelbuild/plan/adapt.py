@@ -11,12 +11,11 @@ from modelbuild.errors import BuildFailed, Fault
 from modelbuild.methods.base import Method, Take
 from modelbuild.methods.lora import Add, LowRank, Replace, Term, lora_step
 from modelbuild.modelfile.spec import Input, Merge, Scalar, Spec
+from modelbuild.plan.chosen import idle_patterns, is_merged
 from modelbuild.plan.fit import Row, is_vocabulary
 from modelbuild.plan.merge import (
     FLOAT_DTYPES,
     computed,
-    idle_patterns,
-    is_merged,
     parameters,
     wanted_dtype,
 )

@@ -36,12 +36,13 @@ class Layout:
     stacks: Mapping[str, int]
     places: Mapping[str, Place]
     weight: Mapping[str, int]
+    chosen: str | None = None
 
     @cached_property
     def main(self) -> str | None:
-        """The stack that slices speak of: the one with most bytes (of equals, the first by name)."""
-        if not self.stacks:
-            return None
+        """The stack that slices speak of: the one `chosen`, else the one with most bytes (of equals, the first)."""
+        if self.chosen is not None or not self.stacks:
+            return self.chosen
         return min(self.stacks, key=lambda prefix: (-self.weight[prefix], prefix))
 
     @cached_property

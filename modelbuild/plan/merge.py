@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from modelbuild.methods.base import Compute, Method, Refuse, Request, Take
 from modelbuild.modelfile.spec import Input, Merge, Scalar, Slice, Spec
 from modelbuild.plan.bound import class_of
+from modelbuild.plan.chosen import deepest, donor_name, idle_patterns, is_merged, left_to_donor
 from modelbuild.plan.fit import Misfits, Row, agree_exactly
+from modelbuild.plan.language import named_alike
 from modelbuild.plan.layout import Place, comes_last
 from modelbuild.plan.node import FLOATS, Node, cast, operation_node
 from modelbuild.plan.other_tokens import other_tokens
 from modelbuild.plan.overrides import overridden
-from modelbuild.plan.pattern import any_matches, matches
 from modelbuild.plan.planned import Decision, Planned, Side
 from modelbuild.plan.token_tensors import with_heads
 from modelbuild.plan.values import Level, Spot, greatest_layer, resolve
@@ -45,7 +46,8 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
 
     Raises BuildFailed with every misfit: missing or extra tensors, shapes, layer counts, refused parameters.
     """
-    aligned = align(spec, merge, with_heads(inputs, donor_name(merge)), donor_name(merge))
+    alike = named_alike(inputs, donor_name(merge))
+    aligned = align(spec, merge, with_heads(alike, donor_name(merge)), donor_name(merge))
     inputs = aligned.inputs
     misfits = Misfits(spec, merge, inputs)
     stretches = _stretches(merge, method, inputs, misfits)
@@ -61,26 +63,8 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
     misfits.stop()
     unlike = other_tokens(merge, inputs, tensors, donor_name(merge))
     notes = (*aligned.notes, *unlike, *misfits.notes, *idle_patterns(merge, tensors), *misfits.buffer_notes())
+    notes += left_to_donor(merge, inputs)
     return Planned(merge.name, "merge", tensors, _side(merge, aligned.side, stretches), decisions, notes)
-
-
-def idle_patterns(merge: Merge, names: Iterable[str]) -> list[str]:
-    """A sentence for each pattern of `only` and `copy` that is in no tensor's name: most likely a slip."""
-    named = list(names)
-    patterns = [("only", pattern) for pattern in merge.only] + [("copy", pattern) for pattern in merge.copy]
-    return [
-        f"`{pattern}` in `{key}` is in no tensor's name"
-        for key, pattern in patterns
-        if not any(matches(pattern, name) for name in named)
-    ]
-
-
-def donor_name(merge: Merge) -> str:
-    """The input that config, tokenizer and side files come from: the base, else the first model."""
-    if merge.base is not None:
-        return merge.base
-    first = merge.models or merge.slices[0].models
-    return first[0].name
 
 
 def _side(merge: Merge, side: Side, stretches: Sequence[Stretch]) -> Side:
@@ -127,12 +111,13 @@ def _rows(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stret
         yield from _whole_rows(merge, inputs, stretches[0], misfits)
         return
     first_donor, last_donor = inputs[stretches[0].donor], inputs[stretches[-1].donor]
-    before = [n for n in first_donor.tensors if not _in_main(first_donor, n) and not comes_last(n)]
-    after = [n for n in last_donor.tensors if not _in_main(last_donor, n) and comes_last(n)]
+    before = [n for n in first_donor.tensors if not _in_main(first_donor, n) and not _comes_last(first_donor, n)]
+    after = [n for n in last_donor.tensors if not _in_main(last_donor, n) and _comes_last(last_donor, n)]
     if merge.ends is not None:
         chosen = inputs[merge.ends]
         outside = [n for n in chosen.tensors if not _in_main(chosen, n)]
-        before, after = [n for n in outside if not comes_last(n)], [n for n in outside if comes_last(n)]
+        before = [n for n in outside if not _comes_last(chosen, n)]
+        after = [n for n in outside if _comes_last(chosen, n)]
     _check_ends(merge, inputs, merge.ends or stretches[0].donor, before, False, misfits)
     _check_ends(merge, inputs, merge.ends or stretches[-1].donor, after, True, misfits)
     yield from (_end_row(merge, stretches[0], name) for name in before)
@@ -141,7 +126,7 @@ def _rows(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stret
     yield from (_end_row(merge, stretches[-1], name) for name in after)
     for stretch, last in ((stretches[0], False), (stretches[-1], True)):
         for other in (inputs[entry.name] for entry in stretch.inputs if merge.ends is None):
-            pairs = [(n, n) for n in other.tensors if not _in_main(other, n) and comes_last(n) == last]
+            pairs = [(n, n) for n in other.tensors if not _in_main(other, n) and _comes_last(other, n) == last]
             _note_extra(merge, inputs, other.name, stretch.donor, pairs, misfits)
 
 
@@ -156,7 +141,7 @@ def _check_ends(
         there = donor.tensors.get(tensor)
         if there is not None and there.shape != own.tensors[tensor].shape and not _is_buffer(own, tensor):
             misfits.shape(tensor, donor.name, name, there, own.tensors[tensor])
-    wanted = [n for n in donor.tensors if not _in_main(donor, n) and comes_last(n) == last]
+    wanted = [n for n in donor.tensors if not _in_main(donor, n) and _comes_last(donor, n) == last]
     for tensor in (n for n in wanted if n not in own.tensors and not _is_buffer(donor, n)):
         misfits.missing(tensor, donor.name, name)
     misfits.extra(name, donor.name, [n for n in ends if n not in donor.tensors and not _is_buffer(own, n)])
@@ -167,6 +152,11 @@ def _in_main(planned: Planned, name: str) -> bool:
     return place is not None and place.stack == planned.layout.main
 
 
+def _comes_last(planned: Planned, name: str) -> bool:
+    """Whether a tensor outside the layers comes after them: what is not language stays together, before them."""
+    return comes_last(name) and (planned.language is None or name in planned.language)
+
+
 def _whole_rows(merge: Merge, inputs: Mapping[str, Planned], stretch: Stretch, misfits: Misfits) -> Iterator[Row]:
     donor = inputs[donor_name(merge)]
     names = [entry.name for entry in stretch.inputs]
@@ -174,9 +164,8 @@ def _whole_rows(merge: Merge, inputs: Mapping[str, Planned], stretch: Stretch, m
         place = donor.layout.places.get(name)
         index = place.layer if place is not None else 0
         spot = Spot(name, place.layer if place is not None else None, index, donor.layout.count(place))
-        yield Row(
-            name, name, merge.base, donor.name, stretch.inputs, (name,) * len(names), (spot,) * len(names), spot, None
-        )
+        spots = tuple(replace(spot, name=inputs[other].aliases.get(name, name)) for other in names)
+        yield Row(name, name, merge.base, donor.name, stretch.inputs, (name,) * len(names), spots, spot, None)
     for other in dict.fromkeys(names):
         _note_extra(merge, inputs, other, donor.name, [(n, n) for n in inputs[other].tensors], misfits)
 
@@ -187,7 +176,7 @@ def _note_extra(
 ) -> None:  # fmt: skip
     """Notes tensors of `other`, given by their names in it and in the donor, that would meet none of the donor's."""
     have = inputs[donor].tensors
-    extra = [own for own, there in names if there not in have and is_merged(merge, own)]
+    extra = [own for own, there in names if there not in have and is_merged(merge, own, inputs[other])]
     buffers = {own for own in extra if _is_buffer(inputs[other], own)}
     misfits.left_out(other, [own for own in extra if own in buffers])
     if extra := [own for own in extra if own not in buffers]:
@@ -198,11 +187,6 @@ def _is_buffer(planned: Planned, name: str) -> bool:
     """Whether a tensor is a buffer that loading computes anew, as an old checkpoint may have it: it is the donor's or
     left out, and need not be in every input."""
     return is_recomputed(name, planned.tensors[name].shape)
-
-
-def is_merged(merge: Merge, name: str) -> bool:
-    """Whether a tensor is merged, rather than taken from the donor as it is."""
-    return (not merge.only or any_matches(merge.only, name)) and not any_matches(merge.copy, name)
 
 
 def _layer_rows(merge: Merge, inputs: Mapping[str, Planned], stretch: Stretch, misfits: Misfits) -> Iterator[Row]:
@@ -221,8 +205,8 @@ def _layer_rows(merge: Merge, inputs: Mapping[str, Planned], stretch: Stretch, m
                 _in_layer(inputs[e.name], place, s + index) for e, s in zip(stretch.inputs, stretch.starts, strict=True)
             ]
             spots = tuple(
-                Spot(source, start + index, index, stretch.count)
-                for source, start in zip(sources, stretch.starts, strict=True)
+                Spot(inputs[entry.name].aliases.get(source, source), start + index, index, stretch.count)
+                for entry, source, start in zip(stretch.inputs, sources, stretch.starts, strict=True)
             )
             own = place.name(stretch.donor_start + index)
             yield Row(out, own, merge.base, donor.name, stretch.inputs, tuple(sources), spots, spot, stretch.part)
@@ -255,7 +239,7 @@ def _end_row(merge: Merge, stretch: Stretch, name: str) -> Row:
 
 
 def _check_points(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stretch], misfits: Misfits) -> None:
-    total = sum(s.count for s in stretches) if merge.slices else inputs[donor_name(merge)].layout.depth
+    total = sum(s.count for s in stretches) if merge.slices else deepest(merge, inputs[donor_name(merge)])
     for name, value in merge.parameters.items():
         misfits.check_layer(greatest_layer(value), total, ("merge", merge.name, name), "the output")
     for stretch in stretches:
@@ -263,7 +247,7 @@ def _check_points(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequen
             assert stretch.part is not None
             misfits.check_layer(greatest_layer(value), total, (*stretch.part.path, name), "the output")
         for entry in stretch.inputs:
-            depth = inputs[entry.name].layout.depth
+            depth = deepest(merge, inputs[entry.name]) if entry.parameters else 0
             for name, value in entry.parameters.items():
                 misfits.check_layer(greatest_layer(value), depth, (*entry.path, name), f"`{entry.name}`")
 
@@ -278,7 +262,7 @@ def _tensor(
     own = inputs[row.donor].tensors[row.own]
     wanted = wanted_dtype(spec, merge, aligned.original(own))
     asis = (cast(own, wanted), Decision(inputs=((row.donor, own.key),)))
-    if not row.inputs or not is_merged(merge, row.name):
+    if not row.inputs or not is_merged(merge, row.name, inputs[row.donor], row.own):
         return asis
     nodes = [inputs[e.name].tensors.get(source) for e, source in zip(row.inputs, row.sources, strict=True)]
     base = own if row.base is not None and method.base != "none" else None

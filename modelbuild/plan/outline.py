@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from modelbuild.methods.base import Method
 from modelbuild.modelfile.spec import Merge, Scalar, Spec
 from modelbuild.plan.adapt import _spot, _weights
+from modelbuild.plan.chosen import donor_name, is_merged
 from modelbuild.plan.fit import Misfits, Row
-from modelbuild.plan.merge import FLOAT_DTYPES, _check_points, _rows, _stretches, is_merged, parameters
+from modelbuild.plan.language import named_alike
+from modelbuild.plan.merge import FLOAT_DTYPES, _check_points, _rows, _stretches, parameters
 from modelbuild.plan.node import Node
 from modelbuild.plan.planned import Planned
 
@@ -45,6 +47,7 @@ def outline(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Plann
     """The outline of a merge; raises BuildFailed where slices or points lie outside of the layers."""
     if method.takes == "adapters":
         return _adapted(merge, method, inputs[merge.base or ""])
+    inputs = named_alike(inputs, donor_name(merge))
     misfits = Misfits(spec, merge, inputs)
     stretches = _stretches(merge, method, inputs, misfits)
     misfits.stop()
@@ -55,15 +58,15 @@ def outline(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Plann
     for row in _rows(merge, inputs, stretches, misfits):
         own = inputs[row.donor].tensors[row.own]
         tensors[row.name] = own
-        values[row.name] = _values(merge, method, row, own)
+        values[row.name] = _values(merge, method, row, own, inputs[row.donor])
     planned = Planned(merge.name, "merge", tensors, inputs[next(iter(inputs))].side)
     return Outline(planned, tuple(_resolved(planned, name, *found) for name, found in values.items()))
 
 
 def _values(
-    merge: Merge, method: Method, row: Row, own: Node
+    merge: Merge, method: Method, row: Row, own: Node, donor: Planned
 ) -> tuple[Mapping[str, Scalar | None], Mapping[str, Mapping[str, Scalar | None]]]:
-    if not row.inputs or not is_merged(merge, row.name) or own.dtype not in FLOAT_DTYPES:
+    if not row.inputs or not is_merged(merge, row.name, donor, row.own) or own.dtype not in FLOAT_DTYPES:
         return {}, {}
     shared, per_input = parameters(method, merge, row)
     return shared, dict(zip([entry.name for entry in row.inputs], per_input, strict=True))

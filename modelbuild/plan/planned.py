@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from modelbuild.digest import identity
 from modelbuild.modelfile.spec import Scalar, Spec
+from modelbuild.plan.language import Language, language_of
 from modelbuild.plan.layout import Layout, layout
 from modelbuild.plan.node import Node
 from modelbuild.sources.content import SourceAdapter, SourceFile, SourceModel
@@ -44,7 +45,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Planned:
-    """An artifact with a node for every tensor, in order; sources are planned too, each tensor being its own node."""
+    """An artifact with a node for every tensor, in order; sources are planned too, each tensor being its own node.
+
+    `aliases` are the names that tensors have in the model itself, where they go by another's in a merge.
+    """
 
     name: str
     kind: str
@@ -52,11 +56,22 @@ class Planned:
     side: Side
     decisions: Mapping[str, Decision] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def layout(self) -> Layout:
-        """The stacks and layers of the artifact's tensors."""
+        """The stacks and layers of the artifact's tensors; the main one is its language model's, if it is more."""
+        language = self.language
+        return self._plain if language is None or language.alone else replace(self._plain, chosen=language.stack)
+
+    @cached_property
+    def _plain(self) -> Layout:
         return layout({name: node.nbytes for name, node in self.tensors.items()})
+
+    @cached_property
+    def language(self) -> Language | None:
+        """The language model within the artifact; None where its names do not show one."""
+        return language_of(self.tensors, self._plain, self.side.config)
 
     @cached_property
     def key(self) -> str:
