@@ -390,6 +390,21 @@ def test_the_main_stack_of_models_of_other_kinds_is_the_heaviest(kind):
     assert known is None or all(name in known for name in names)
 
 
+def test_an_embedding_within_a_layer_is_no_second_language_model():
+    own = ["model.language_model.embed_tokens.weight", *stack("model.language_model.layers")]
+    own += ["model.language_model.layers.1.embed_tokens.weight", "lm_head.weight"]
+    names = [*own, *stack("model.visual.blocks")]
+    found = language_of(names, layout(dict.fromkeys(names, 1)), None)
+    assert [name for name in names if name in found] == own
+
+
+def test_values_are_shown_for_the_language_model_alone(world):
+    world.seeing("a", seed=1).model("b", "llama", seed=2).merge(LERP % "0.5")
+    found = json.loads(world.run("plan", "--values", "m", "--json").stdout)["tensors"]
+    valued = {tensor["name"] for tensor in found if tensor["inputs"]}
+    assert valued == set(language("llava").values())
+
+
 def test_towers_are_known_by_their_names_where_there_is_no_config():
     names = ["model.embed_tokens.weight", *stack("model.layers"), *stack("audio_tower.layers"), "lm_head.weight"]
     found = language_of(names, layout(dict.fromkeys(names, 1)), None)

@@ -62,7 +62,8 @@ class Language:
 def language_of(names: Iterable[str], layout: Layout, config: Mapping[str, Any] | None) -> Language | None:
     """The language model within a model of these tensors; None where its names do not show one."""
     known = list(names)
-    embeddings = [name for name in known if _is_embedding(name)]
+    # A layer that predicts further tokens may have an embedding of its own.
+    embeddings = [name for name in known if _is_embedding(name) and name not in layout.places]
     modules = {_parent(_parent(name)) for name in embeddings}
     if len(modules) != 1:
         return None
