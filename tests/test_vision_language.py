@@ -284,6 +284,11 @@ def test_a_text_model_that_is_another_is_refused_by_its_shapes(world):
     assert "`language_model.model.layers.0.mlp.gate_proj.weight` is [64, 32] in `a` and [96, 32] in `b`" in told
 
 
+def test_what_only_a_text_model_has_is_told_by_its_own_name(world):
+    world.seeing("a", seed=1).model("b", "qwen2", seed=2, kv_heads=4)
+    assert "`model.layers.0.self_attn.q_proj.bias` is only in `b`" in world.refusal(LERP % "0.5")
+
+
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 

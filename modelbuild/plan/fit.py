@@ -95,7 +95,8 @@ class Misfits:
         message = f"`{other}` does not fit `{donor}` in merge `{self.merge.name}`: it has tensors that `{donor}` lacks"
         for name in names:
             if not self._beyond(name, other, donor, other, donor):
-                self._note(message, other, f"`{name}` is only in `{other}`")
+                own = self.inputs[other].aliases.get(name, name)
+                self._note(message, other, f"`{own}` is only in `{other}`")
 
     def other_layers(self, other: str, donor: str, layer: int, mine: Shapes, theirs: Shapes) -> None:
         """A layer that a slice takes from an input, and that is of no kind that the donor of config.json has."""
