@@ -318,6 +318,30 @@ about(
 about("arcee_fusion", ZEROS, [[1, -1, 1, 10]], ({}, [1, -1, 1, 10]))
 about("arcee_fusion", [[0, 0], [0, 0]], [[[0, 0], [0, 8]]], ({}, [[0, 0], [0, 8]]))
 
+# --- singular values --------------------------------------------------------------------------------------------------
+
+about(
+    "iso_c", [[1, 1], [1, 1]], [[[4, 1], [1, 1]], [[1, 1], [1, 2]]],
+    # The differences add up to diag(3, 1), whose singular values are 2 in the mean.
+    ({}, [[3, 1], [1, 3]]),
+    ({"lambda": 0.5}, [[2, 1], [1, 2]]),
+    # diag(3, 5): 4 in the mean.
+    ({"weight": (1, 5)}, [[5, 1], [1, 5]]),
+    # diag(3, 1) / 2
+    ({"spectral": False}, [[2.5, 1], [1, 1.5]]), exact=False,
+)  # fmt: skip
+
+about(
+    "tsv", [[1, 1], [1, 1]], [[[5, 1], [1, 2]], [[2, 1], [1, 3]]],
+    # Of diag(4, 1) the first direction leads, of diag(1, 2) the second; they are at right angles as they are.
+    ({}, [[5, 1], [1, 3]]),
+    ({"lambda": 0.5}, [[3, 1], [1, 2]]),
+    ({"weight": (1, 3)}, [[5, 1], [1, 7]]),
+    # diag(5, 3) / 2
+    ({"spectral": False}, [[3.5, 1], [1, 2.5]]), exact=False,
+)  # fmt: skip
+about("tsv", [[1, 1], [1, 1]], [[[5, 1], [1, 2]]], ({"density": 0.5}, [[5, 1], [1, 1]]), exact=False)
+
 
 @pytest.mark.parametrize("worked", WORKED, ids=[f"{worked.method}-{i}" for i, worked in enumerate(WORKED)])
 def test_four_numbers_by_hand(worked, tmp_path):

@@ -60,7 +60,11 @@ PAIRS = [
     ("arcee_fusion", {}),
     ("passthrough", {}),
 ]
-ALL = [*SUMS, *VOTES, *MEANS, *PAIRS]
+SPECTRA = [
+    ("iso_c", {"weight": SHARES}),
+    ("tsv", {"weight": SHARES, "density": 0.5}),
+]
+ALL = [*SUMS, *VOTES, *MEANS, *PAIRS, *SPECTRA]
 laws = settings(max_examples=10, deadline=None)
 
 
