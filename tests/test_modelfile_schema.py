@@ -150,7 +150,7 @@ def test_the_documentation_names_every_key():
 
 def test_the_documentation_s_examples_are_right():
     text = (ROOT / "docs/modelfile.md").read_text("utf-8")
-    bases = '[base.xwin]\nsource = "a"\n[base.euryale]\nsource = "b"\n'
+    bases = "".join(f'[base.{name}]\nsource = "{name}"\n' for name in ("xwin", "euryale", "llava", "vicuna-tuned"))
     examples = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     assert examples
     for example in examples:

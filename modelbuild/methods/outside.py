@@ -95,14 +95,16 @@ class Outside:
         offer = self.offers.get(name) if self.trusted else None
         return load(offer, where) if offer is not None else None
 
+    @cached_property
     def missing(self) -> list[str]:
         """The trusted distributions that are not installed."""
         return [name for name in self.trusted if _distribution(name) is None]
 
     def others(self, name: str) -> list[Offer]:
         """Who offers the method `name` of all that is installed."""
-        return [offer for offer in self.untrusted() if offer.method == name]
+        return [offer for offer in self.untrusted if offer.method == name]
 
+    @cached_property
     def untrusted(self) -> list[Offer]:
         """What is offered by all that is installed and not trusted."""
         return [offer for offer in installed() if normal(offer.distribution) not in self.trusted]
@@ -209,7 +211,7 @@ def unknown(name: str, outside: Outside) -> tuple[Sequence[str], str | None]:
     """Facts about a method that nobody who is trusted offers, and how to trust who does, if anybody."""
     offers = outside.others(name)
     facts = [f"{offer.title}, which is installed, offers it" for offer in offers]
-    facts += [f"`--plugins` names `{missing}`, which is not installed" for missing in outside.missing()]
+    facts += [f"`--plugins` names `{missing}`, which is not installed" for missing in outside.missing]
     if not offers:
         return facts, None
     names = ",".join([*outside.trusted, offers[0].distribution])

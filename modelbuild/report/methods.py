@@ -22,7 +22,7 @@ def method_data(name: str | None, trusted: Sequence[str] = ()) -> list[dict[str,
     outside = Outside(tuple(trusted))
     if name is None:
         ours, theirs = methods().values(), outside.all().values()
-        offers = map(_offered, outside.untrusted())
+        offers = map(_offered, outside.untrusted)
         return [*map(_data, ours), *map(_data, theirs), *offers, *map(format_data, formats().values())]
     if name in formats():
         return [format_data(formats()[name])]
