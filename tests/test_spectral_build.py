@@ -428,7 +428,7 @@ def test_a_nan_spoils_its_matrix_alone_and_is_told(world, name):
 def test_models_of_any_kind_are_merged(world, kind):
     for seed, name in enumerate(("base", "one", "two"), 1):
         world.model(name, kind, seed=seed, tuned_from=1 if seed > 1 else None)
-    world.merge(FLAT + TASKS).build()
+    world.merge((FLAT + TASKS).replace('base = "base"', 'base = "base"\nonly = "*"')).build()
     for name in ("flat", "tasks"):
         found, base = world.floats(name), world.floats("base")
         assert all(np.isfinite(values).all() for values in found.values())
