@@ -51,7 +51,7 @@ def merges(tmp_path, sources):
 
 
 def test_there_is_a_recipe_for_every_method_that_merges_models():
-    simple = {"linear", "lerp", "lora", "passthrough", "task_arithmetic"}
+    simple = {"linear", "lerp", "lora", "moe", "passthrough", "task_arithmetic"}
     built = {found.name for found in methods().values() if found.step is not None}
     assert {recipe.method for recipe in RECIPES} == built - simple
 

@@ -50,29 +50,5 @@ ANNOUNCED: tuple[Method, ...] = (
         (1, None),
         (_number("density", "merge", None, "share of the singular vectors that each model keeps", 0.0, 1.0), LAMBDA),
     ),
-    _announce(
-        "moe",
-        "a mixture of experts made from dense models",
-        "https://arxiv.org/abs/2401.04088",
-        "required",
-        (1, None),
-        (
-            Parameter(
-                "gate_mode",
-                "merge",
-                "string",
-                "hidden",
-                "where the router comes from",
-                choices=("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"),
-            ),
-            Parameter("experts_per_token", "merge", "integer", 2, "experts that work on one token", 1),
-            Parameter("architecture", "merge", "string", None, "mixtral, qwen, … where several fit", nullable=True),
-            Parameter("prompt", "input", "strings", None, "texts that this expert is for", nullable=True),
-            Parameter("negative_prompt", "input", "strings", None, "texts that this expert is not for", nullable=True),
-            Parameter("shared", "input", "boolean", False, "an expert that works on every token"),
-            _number("noise_scale", "input", 0.0, "noise added to this expert's weights", 0.0),
-            _number("residual_scale", "input", 1.0, "scale of this expert's output"),
-        ),
-    ),
 )
 """The methods known but not built: `step` is None."""

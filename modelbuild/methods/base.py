@@ -164,6 +164,8 @@ class Method:
     operation: Callable[[], Operation] | None = None
     random: bool = False
     """Whether the method draws random numbers: then the seed is among the reasons of a build."""
+    mixture: bool = False
+    """Whether it makes a mixture of experts, which has other tensors than its inputs: plan/mixture.py plans it."""
 
     def parameter(self, name: str) -> Parameter | None:
         """The declaration of the parameter `name`, if the method has it."""

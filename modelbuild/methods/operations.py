@@ -21,6 +21,10 @@ def operation(name: str) -> Operation:
         from modelbuild.methods._rows import Rows
 
         return Rows()
+    if name in ("drawn", "router"):
+        from modelbuild.methods._router import Drawn, Router
+
+        return Drawn() if name == "drawn" else Router()
     try:
         method: Method = import_module(f"modelbuild.methods.{name}").METHOD
     except (ModuleNotFoundError, AttributeError):

@@ -80,6 +80,7 @@ def read_merge(faults: Faults, name: str, raw: Table, methods: Mapping[str, Meth
         name,
         good.get("method", ""),
         base=good.get("base"),
+        router=good.get("router"),
         models=_inputs(reader, (*path, "models"), good.get("models", []), "model"),
         adapters=_inputs(reader, (*path, "adapters"), good.get("adapters", []), "adapter"),
         slices=tuple(
