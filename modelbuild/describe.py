@@ -170,7 +170,7 @@ def _alone(session: Session, nodes: Sequence[Node], names: Sequence[str]) -> lis
     return [
         f"`{name}` needs {show_bytes(program.memory)}"
         for name, node in zip(names, nodes, strict=True)
-        if node.operation == "lora" and (program := compile_program(node, {})).memory > budget
+        if node.operation in ("lora", "router") and (program := compile_program(node, {})).memory > budget
     ] + _packed_alone([(name, node) for name, node in zip(names, nodes, strict=True) if node.outputs], budget)
 
 

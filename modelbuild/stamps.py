@@ -243,11 +243,17 @@ def _libraries(session: Session) -> list[str]:
     """The files of the outside libraries that computed parts of the plan."""
     from modelbuild.formats.numerics import library_places
     from modelbuild.formats.registry import formats
-    from modelbuild.modelfile.spec import Quantize
+    from modelbuild.methods.registry import method
+    from modelbuild.modelfile.spec import Merge, Quantize
 
     spec = session.spec
     used = {a.format for name in session.plan.artifacts if isinstance(a := spec.artifacts[name], Quantize)}
-    return library_places({library for name in used for library in formats()[name].libraries})
+    libraries = {library for name in used for library in formats()[name].libraries}
+    for merge in (a for name in session.plan.artifacts if isinstance(a := spec.artifacts[name], Merge)):
+        declared = method(merge.method)
+        if declared is not None and declared.libraries is not None:
+            libraries |= {*declared.libraries(merge.parameters)}
+    return library_places(libraries)
 
 
 def _outputs(session: Session) -> dict[str, list[int] | None] | None:

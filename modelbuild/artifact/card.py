@@ -14,6 +14,7 @@ from modelbuild.artifact.config import names_remote_code
 from modelbuild.artifact.provenance import Made, numerics_of, public_modelfile, public_override, sources
 from modelbuild.artifact.recipe import closure, public_source
 from modelbuild.formats.registry import formats
+from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Adapter, Base, Merge, Publish, Quantize
 from modelbuild.sources.content import SourceAdapter, SourceModel
 
@@ -115,6 +116,7 @@ def _steps(made: Made) -> list[str]:
         if isinstance(artifact, Merge):
             names = dict.fromkeys(escape(other) for other in made.plan.spec.references(name))
             lines.append(f"- {escape(name)}: {escape(artifact.method)} of {', '.join(names)}")
+            lines += [f"  computed by {escape(numerics)}" for numerics in numerics_of(made.plan.artifacts[name])]
         elif isinstance(artifact, Quantize):
             lines.append(
                 f"- {escape(name)}: {escape(artifact.model)} as {escape(artifact.format)} {escape(artifact.type)}"
@@ -144,6 +146,10 @@ def _rebuild(made: Made) -> str:
 def _extra(made: Made, name: str) -> str:
     """The extra of modelbuild that making an artifact takes; empty if it takes none."""
     artifact = made.plan.spec.artifacts[name]
+    if isinstance(artifact, Merge):
+        declared = method(artifact.method)
+        takes = declared is not None and declared.libraries is not None and declared.libraries(artifact.parameters)
+        return declared.extra if declared is not None and takes else ""
     return formats()[artifact.format].extra if isinstance(artifact, Quantize) else ""
 
 

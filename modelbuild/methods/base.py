@@ -136,6 +136,12 @@ class Operation(Protocol):
     def whole(self, node: Node) -> tuple[int, ...]:
         """Which inputs are needed whole in memory (factors of an adapter); the others are streamed."""
 
+    def asks(self, node: Node) -> bool:
+        """Whether a whole input is read each time that `prepare` takes it from `whole`, and not kept for it."""
+
+    def shared(self, node: Node) -> bool:
+        """Whether several tensors are made of the value, which a run then keeps in memory once it is made."""
+
     def memory(self, node: Node) -> int:
         """Bytes held while the tensor is computed, besides tiles: the whole inputs and what is made of them."""
 
@@ -164,6 +170,10 @@ class Method:
     operation: Callable[[], Operation] | None = None
     random: bool = False
     """Whether the method draws random numbers: then the seed is among the reasons of a build."""
+    libraries: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+    """Which packages, besides those that modelbuild needs, a merge with these parameters takes; `extra` installs them.
+    """
+    extra: str = ""
     mixture: bool = False
     """Whether it makes a mixture of experts, which has other tensors than its inputs: plan/mixture.py plans it."""
 

@@ -22,7 +22,7 @@ from modelbuild.methods.streamed import Streamed
 from modelbuild.methods.weights import to_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -68,9 +68,15 @@ def random_key(seed: int, tensor: str, name: str) -> str:
     return identity("random/1", seed, "moe", tensor, name)[:16]
 
 
-def libraries(mode: str) -> tuple[str, ...]:
-    """The packages that compute routers in this mode, besides the one that turns prompts into tokens."""
+def computing(mode: str) -> tuple[str, ...]:
+    """The packages that compute routers in this mode: hidden states are theirs."""
     return ("transformers", "torch") if mode.startswith("hidden") else ()
+
+
+def libraries(parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The packages that routers take: what computes them, and what turns prompts into tokens."""
+    mode = str(getattr(parameters.get("gate_mode"), "value", "hidden"))
+    return (*computing(mode), "tokenizers") if mode in PROMPTED else ()
 
 
 class Expert(Streamed):
@@ -113,5 +119,7 @@ METHOD = Method(
     step=step,
     operation=Expert,
     random=True,
+    libraries=libraries,
+    extra="moe",
     mixture=True,
 )

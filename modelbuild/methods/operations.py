@@ -25,6 +25,10 @@ def operation(name: str) -> Operation:
         from modelbuild.methods._router import Drawn, Router
 
         return Drawn() if name == "drawn" else Router()
+    if name == "states":
+        from modelbuild.methods._states import States
+
+        return States()
     try:
         method: Method = import_module(f"modelbuild.methods.{name}").METHOD
     except (ModuleNotFoundError, AttributeError):

@@ -47,7 +47,7 @@ def plan_mixture(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, 
     # The embedding may be brought into the order of another vocabulary; prompts are read with the base's own.
     aligned = align(spec, merge, {name: inputs[name] for name in names_of(merge)}, own.name)
     base = aligned.inputs[own.name]
-    routers = Routers(spec, merge, method, mixture, own, inputs)
+    routers = Routers(spec, merge, method, mixture, own, inputs, effective_config(own))
     tensors: dict[str, Node] = {}
     decisions: dict[str, Decision] = {}
     for place, name in _order(base, mixture):
@@ -62,7 +62,7 @@ def plan_mixture(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, 
         tensors[name] = cast(node, wanted_dtype(spec, merge, aligned.original(node)))
         decisions[name] = aligned.told(Decision(inputs=((base.name, node.key),)))
     misfits.stop()
-    notes = (*aligned.notes, *_notes(merge, own, inputs), *routers.notes)
+    notes = (*aligned.notes, *_notes(merge, own, inputs))
     return Planned(merge.name, "merge", tensors, _side(merge, aligned.side, own, mixture), decisions, notes)
 
 
