@@ -1,5 +1,6 @@
 """Routers from prompts: what they are made of, that transformers computes the same, and when they are made again."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -40,8 +41,8 @@ def world(tmp_path):
 def make(world):
     """Three models of a kind and the merge in a mode, not built."""
 
-    def made(kind="llama", mode="hidden", dtype="float32", **options):
-        dense(world, kind, layers=LAYERS, dtype=dtype, **options)
+    def made(kind="llama", mode="hidden", dtype="float32", layers=LAYERS, **options):
+        dense(world, kind, layers=layers, dtype=dtype, **options)
         return world.merge(text(PROMPTS).replace("MODE", mode))
 
     return made
@@ -227,6 +228,31 @@ def test_hidden_states_are_made_once_for_all_layers(make, monkeypatch):
     assert len(ran) == 1
 
 
+def test_a_layer_s_weights_are_asked_for_when_its_turn_comes_and_not_kept(make, monkeypatch):
+    import gc
+    import weakref
+
+    from modelbuild.methods import _forward
+
+    asked, alive = [], []
+    real = _forward.run_layers
+
+    def watched(config, embedded, lengths, average, layer):
+        def one(number):
+            gc.collect()
+            alive.append(sum(ref() is not None for refs in asked for ref in refs))
+            found = layer(number)
+            asked.append([weakref.ref(array) for array in found.values()])
+            return found
+
+        return real(config, embedded, lengths, average, one)
+
+    monkeypatch.setattr(_forward, "run_layers", watched)
+    make(layers=4).build()
+    assert len(asked) == 3
+    assert alive == [0, 0, 0]
+
+
 BLEND = """
     [merge.blend]
     method = "linear"
@@ -331,6 +357,28 @@ def test_a_router_of_vectors_that_can_be_added_up_in_the_head():
 
 def test_a_vector_of_nothing_stays_nothing():
     assert routed(np.zeros((2, 3), np.float32), [(1, 1)], True).tolist() == [[0, 0, 0]]
+
+
+def test_the_result_changes_only_with_the_version():
+    from kernel_tools import raw, run
+
+    from modelbuild.methods import moe
+
+    given = raw(((np.arange(7 * 300) * 37 % 101 - 50) / 64).reshape(7, 300))
+    made = [
+        run(
+            "router",
+            (("counts", ((2, 1), (3, 0), (1, 0))), ("unit", unit)),
+            [("F32", given)],
+            dtype,
+            (3, 300),
+            (5, 301),
+        )
+        for unit in (True, False)
+        for dtype in ("BF16", "F16", "F32")
+    ]
+    found = hashlib.sha256(b"".join(array.tobytes() for array in made)).hexdigest()[:32]
+    assert found == {1: "cf4095aa4f1a708c124e4606ef67b3d3"}[moe.METHOD.version], "router computes something else: raise the version of moe"
 
 
 def test_counts_that_are_not_those_of_the_vectors_are_refused():

@@ -116,7 +116,8 @@ def _steps(made: Made) -> list[str]:
         if isinstance(artifact, Merge):
             names = dict.fromkeys(escape(other) for other in made.plan.spec.references(name))
             lines.append(f"- {escape(name)}: {escape(artifact.method)} of {', '.join(names)}")
-            lines += [f"  computed by {escape(numerics)}" for numerics in numerics_of(made.plan.artifacts[name])]
+            planned = made.plan.artifacts.get(name) if _extra(made, name) else None
+            lines += [f"  computed by {escape(numerics)}" for numerics in (numerics_of(planned) if planned else ())]
         elif isinstance(artifact, Quantize):
             lines.append(
                 f"- {escape(name)}: {escape(artifact.model)} as {escape(artifact.format)} {escape(artifact.type)}"
