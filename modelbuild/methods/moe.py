@@ -53,11 +53,12 @@ def architectures(word: str) -> tuple[str, ...]:
 def step(request: Request) -> Step:
     """Decides one tensor of an expert; `residual` among the shared parameters says whether its output is the mlp's."""
     own = request.per_input[0]
-    noise = to_float32(float(own["noise_scale"] or 0.0))
-    scale = to_float32(float(cast("float", own["residual_scale"]))) if request.shared["residual"] else 1.0
-    if noise == 0.0 and scale == 1.0:
+    noise = float(own["noise_scale"] or 0.0)
+    scale = float(cast("float", own["residual_scale"])) if request.shared["residual"] else 1.0
+    silent = to_float32(noise) == 0.0
+    if silent and to_float32(scale) == 1.0:
         return Take(0)
-    key = random_key(request.seed, request.tensor, request.names[0]) if noise else "0"
+    key = "0" if silent else random_key(request.seed, request.tensor, request.names[0])
     return Compute((("noise", noise), ("scale", scale), ("key", key)), request.inputs)
 
 

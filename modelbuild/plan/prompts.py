@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from modelbuild.digest import identity
 from modelbuild.errors import BuildFailed, Where
 from modelbuild.formats.numerics import MissingLibrary, library_version
 from modelbuild.plan.planned import Planned
@@ -71,6 +72,12 @@ def _tokenizer(name: str, data: bytes, where: Where | None) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def identity_of_tokenizer(base: Planned) -> str:
+    """What tells, in a few digits, whether prompts are read by the same files as before."""
+    files = tokenizer_files(base.side)
+    return identity("prompts/1", files["tokenizer.json"], _first(files))[:12]
 
 
 def check_installed(libraries: Sequence[str], name: str, where: Where | None) -> None:

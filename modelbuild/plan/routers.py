@@ -10,7 +10,7 @@ from typing import TypeAlias
 from modelbuild.digest import identity
 from modelbuild.dtypes import FLOATS
 from modelbuild.errors import BuildFailed
-from modelbuild.formats.numerics import numerics_class
+from modelbuild.formats.numerics import library_version, numerics_class
 from modelbuild.methods.base import Method
 from modelbuild.methods.moe import DRAWN, GIVEN, computing, random_key
 from modelbuild.modelfile.mixtures import prompts_of
@@ -20,7 +20,7 @@ from modelbuild.plan.merge import wanted_dtype
 from modelbuild.plan.mixture_outputs import MIXTURES, Config, Mixture, written_out
 from modelbuild.plan.node import Node, Params, cast, operation_node
 from modelbuild.plan.planned import Decision, Planned
-from modelbuild.plan.prompts import Encoded, check_installed, encode
+from modelbuild.plan.prompts import LIBRARY, Encoded, check_installed, encode, identity_of_tokenizer
 from modelbuild.plan.rows import RowMap, Run, row_map, rows_node
 from modelbuild.plan.token_tensors import embedding
 from modelbuild.sources.buffers import is_recomputed
@@ -107,7 +107,9 @@ class Routers:
         encoded = encode(self.base, node.shape[0], asked, self.where)
         prompts = [prompt for expert in encoded for prompt in expert.prompts]
         embedded = rows_node(row_map([((0, token),) for prompt in prompts for token in prompt]), (node,))
-        self.told = (*self.told, *self._texts(), ("tokens", identity("tokens/1", tuple(prompts))[:12]))
+        # Which tokens these are follows from the prompts, the tokenizer and the library that reads it.
+        read_by = (f"tokenizer of `{self.base.name}`", identity_of_tokenizer(self.base))
+        self.told = (*self.told, *self._texts(), read_by, (LIBRARY, library_version(LIBRARY)))
         self.read = ((self.base.name, node.key),)
         if self.mode == "cheap_embed":
             self.counts = tuple((sum(map(len, e.wanted)), sum(map(len, e.unwanted))) for e in encoded)

@@ -56,7 +56,8 @@ def tokenizer_files(side: Side) -> dict[str, bytes]:
             continue
         if file.size > LIMIT:
             raise BuildFailed(f"{show(name)} is too large", facts=[f"the limit is {LIMIT} bytes"])
-        found[name] = Path(file.path).read_bytes()
+        here = file if file.remote is None else file.remote.local()
+        found[name] = Path(here.path).read_bytes()
         if hashlib.sha256(found[name]).hexdigest() != file.sha256:
             raise SourceChanged(f"{show(name)} changed during the build", hint="build again to use it as it is now")
     return found | dict(side.made)
