@@ -386,3 +386,16 @@ def test_the_result_changes_only_with_the_version():
 def test_counts_that_are_not_those_of_the_vectors_are_refused():
     with pytest.raises(ValueError, match="2 vectors, but counts of 3"):
         routed(np.zeros((2, 3), np.float32), [(2, 1)], True)
+
+
+def test_a_large_tokenizer_on_the_hub_is_brought_for_the_plan(world, hub, monkeypatch):
+    import hubserver
+
+    monkeypatch.setattr(hubserver, "LARGE", (*hubserver.LARGE, "tokenizer.json"))
+    dense(world, "llama")
+    for name in ("a", "b", "c"):
+        hub.put(f"org/{name}", world.root / name)
+        (world.root / name).rename(world.root.parent / name)
+    sources = "".join(f'[base.{name}]\nsource = "hf:org/{name}"\n' for name in ("a", "b", "c"))
+    world.modelfile(sources + text(PROMPTS).replace("MODE", "cheap_embed"))
+    assert world.plan()["m"].tensors.computed == 2
