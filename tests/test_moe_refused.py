@@ -153,6 +153,26 @@ def test_the_beginning_of_an_architecture_is_enough(world):
     assert world.config("m")["model_type"] == "qwen3_moe"
 
 
+def test_a_base_without_a_whole_mlp(three):
+    three.model("a", "llama", seed=1, drop=["model.layers.1.mlp.gate_proj.weight"])
+    assert three.refusal(merge()) == golden("""
+        error: `a` makes no mixture of experts
+          --> Modelfile:7:8
+           |  `model.layers.1.mlp.gate_proj.weight` is missing
+    """)
+
+
+def test_a_base_without_layers(three):
+    layers = [name for name in three.source("a") if ".layers." in name]
+    three.model("a", "llama", seed=1, drop=layers)
+    assert "no layers were found in its tensors' names" in three.refusal(merge())
+
+
+def test_an_embedding_of_another_width(three):
+    three.model("a", "llama", seed=1, extra={"model.embed_tokens.weight": ("BF16", np.zeros((64, 16), np.uint16))})
+    assert "`model.embed_tokens.weight` has rows of 16, its layers take 32" in three.refusal(CHEAP)
+
+
 def test_a_base_without_a_config(three):
     (three.root / "a" / "config.json").unlink()
     assert "`a` has no config.json that says what it is" in three.refusal(merge())

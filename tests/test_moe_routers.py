@@ -277,6 +277,29 @@ def test_a_base_that_is_merged_first_gives_what_it_gives_stored(make, mode):
     assert counts(again)[0] == LAYERS
 
 
+def test_a_base_that_is_not_kept_is_made_layer_by_layer(make):
+    world = make()
+    both = text(BLEND) + text(PROMPTS).replace("MODE", "hidden").replace('base = "a"', 'base = "blend"')
+    world.merge(both)
+    world.build("m")
+    loose = world.copy()
+    loose.edit('method = "linear"', 'method = "linear"\nkeep = false').build("m")
+    assert {n: t[1].tobytes() for n, t in loose.tensors("m").items()} == {
+        n: t[1].tobytes() for n, t in world.tensors("m").items()
+    }
+
+
+def test_weights_that_are_not_a_layer_s_are_told(make):
+    world = make(config={"num_attention_heads": 2})
+    (folder, config) = world.root / "a", world.config("a")
+    (folder / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 1}))
+    world.age("a")
+    told = world.refusal()
+    assert told.startswith("error: the weights of layer 0 are not those that transformers expects by the config\n")
+    assert "size mismatch for self_attn.k_proj.weight" in told
+    assert told.endswith("hint: routers by `cheap_embed` or `random` need no hidden states")
+
+
 def test_a_damaged_intermediate_is_found_and_made_anew(make):
     world = make()
     world.merge(text(BLEND) + text(PROMPTS).replace("MODE", "hidden").replace('base = "a"', 'base = "blend"'))

@@ -60,8 +60,6 @@ def _inside(node: Node) -> int:
     """The bytes that making the input of a router holds: those of the hidden states below it, if any are."""
     from modelbuild.methods.operations import operation
 
-    found = 0
-    while node.operation != "source" and node.rows is not None and len(node.inputs) == 1:
+    while node.rows is not None:
         node = node.inputs[0]
-        found += 0 if node.operation == "source" else operation(node.operation).memory(node)
-    return found
+    return 0 if node.operation == "source" else operation(node.operation).memory(node)

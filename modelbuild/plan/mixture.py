@@ -40,6 +40,7 @@ def plan_mixture(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, 
     """
     own = inputs[merge.base or ""]
     mixture = chosen(spec, merge, own, inputs)
+    _check_base(spec, merge, mixture, own)
     misfits = Misfits(spec, merge, inputs, selecting=False)
     _check_points(merge, inputs, _stretches(merge, method, inputs, misfits), misfits)
     _check_layers(merge, mixture, inputs, misfits)
@@ -146,6 +147,21 @@ def _main(planned: Planned, name: str) -> Place | None:
     return place if place is not None and place.stack == planned.layout.main else None
 
 
+def _check_base(spec: Spec, merge: Merge, mixture: Mixture, base: Planned) -> None:
+    """The base has layers, and in each the whole mlp in whose place the experts stand."""
+    stack, facts = base.layout.main, []
+    for layer in range(base.layout.layers):
+        for part in mixture.parts:
+            found = base.tensors.get(name := f"{stack}.{layer}.{part}")
+            if found is None or len(found.shape) != 2:
+                facts.append(f"`{name}` is {'missing' if found is None else list(found.shape)}")
+    if not base.layout.layers:
+        facts = ["no layers were found in its tensors' names"]
+    if facts:
+        more = [f"and {len(facts) - 5} more"] if len(facts) > 5 else []
+        raise _unfit(spec, merge, f"`{base.name}` makes no mixture of experts", [*facts[:5], *more])
+
+
 def _check_layers(merge: Merge, mixture: Mixture, inputs: Mapping[str, Planned], misfits: Misfits) -> None:
     """Every layer of the base is one that the mixture can have, and no model has an mlp that would be lost."""
     base = inputs[merge.base or ""]
@@ -208,10 +224,7 @@ def _expert(
     """One tensor of an expert: a renamed identity, but for noise and scales; None where it does not fit."""
     row = part.row
     (entry,), (source,) = row.inputs, row.sources
-    own, node = inputs[row.donor].tensors.get(row.own), inputs[entry.name].tensors.get(source)
-    if own is None:
-        misfits.missing(row.own, row.donor, row.donor)
-        return None
+    own, node = inputs[row.donor].tensors[row.own], inputs[entry.name].tensors.get(source)
     if misfits.row(row, own, [node]) or node is None:
         return None
     if own.dtype not in FLOATS.values():

@@ -103,6 +103,9 @@ class Routers:
         node = self.base.tensors[own] if own is not None else None
         if own is None or node is None or node.dtype not in FLOATS.values():
             raise BuildFailed(f"`{self.base.name}` has no embedding that prompts are read with", where=self.where)
+        if node.shape[1] != (hidden := self._shape(0)[1][1]):
+            facts = [f"`{own}` has rows of {node.shape[1]}, its layers take {hidden}"]
+            raise BuildFailed(f"prompts cannot be read with `{self.base.name}`", where=self.where, facts=facts)
         asked = [prompts_of(self.merge, entry) for entry in self.merge.models]
         encoded = encode(self.base, node.shape[0], asked, self.where)
         prompts = [prompt for expert in encoded for prompt in expert.prompts]
