@@ -32,13 +32,16 @@ def read_bytes(session: Session, name: str, need: Need) -> int:
     artifact = session.plan.artifacts[name]
     built = session.plan.artifacts.keys() - session.plan.models.keys()
     total = 0
+    shared: set[str] = set()
     for tensor in (*need.computed, *need.copied):
         node = artifact.tensors[tensor]
         at_hand: dict[str, Node] = {used.key: used for used in (node, *inputs_of(node))}
         decision = artifact.decisions.get(tensor)
         for label, key in decision.inputs if decision is not None else ():
-            if key in at_hand and (label not in built or key in session.stored):
+            # What lies below inner nodes is read once for all tensors that are made of it.
+            if key in at_hand and (label not in built or key in session.stored) and key not in shared:
                 total += at_hand[key].nbytes
+                shared |= {key} - {used.key for used in (node, *node.inputs)}
     if name in session.plan.targets and name not in session.ready:
         linked = session.linked.get(name, frozenset())
         nodes = (artifact.tensors[tensor] for tensor in need.reused if tensor not in linked)

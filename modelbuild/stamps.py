@@ -264,7 +264,7 @@ def _libraries(session: Session) -> list[str]:
         if isinstance(artifact, Quantize):
             found.update(formats()[artifact.format].libraries)
         elif isinstance(artifact, Merge) and (method := spec.method(artifact.method)) is not None:
-            found.update(method.libraries)
+            found.update(method.libraries(artifact.parameters))
             places += method.places
     return [*library_places(found), *sorted(set(places))]
 

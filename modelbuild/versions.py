@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import modelbuild.adapters
 import modelbuild.formats
 from modelbuild import __version__
-from modelbuild.formats.numerics import locked_class
+from modelbuild.formats.numerics import MissingLibrary, library_version, locked_class
 from modelbuild.formats.registry import formats
 from modelbuild.methods._cast import VERSION as CAST
 from modelbuild.modelfile.spec import Merge, Quantize, Spec
@@ -47,11 +47,11 @@ def versions_of(spec: Spec, names: Collection[str], adapters: Iterable[SourceAda
     found |= {"cast": CAST} if merges else {}
     used = [own for name in sorted({merge.method for merge in merges}) if (own := spec.method(name)) is not None]
     found |= {declared.name: declared.locked for declared in used}
-    for declared in used:
-        found |= locked_class(declared.libraries, algebra=True) if declared.libraries else {}
     for kind in sorted({str(adapter.config.get("peft_type", "LORA")).lower() for adapter in adapters}):
         version = adapter_version(kind)
         found |= {f"{ADAPTER}{kind}": version} if version is not None else {}
+    for merge in merges:
+        found |= _method_entries(spec, merge)
     for artifact in chosen:
         if isinstance(artifact, Quantize):
             found |= _format_entries(artifact)
@@ -76,6 +76,20 @@ def adapter_version(kind: str) -> int | None:
     """The version of how adapters of this type are read; None where there is no such type."""
     version = _declared(modelbuild.adapters, kind, "VERSION")
     return version if isinstance(version, int) else None
+
+
+def _method_entries(spec: Spec, merge: Merge) -> Versions:
+    """What a merge takes of outside libraries: the class of what computes, the version of what reads prompts."""
+    declared = spec.method(merge.method)
+    names = declared.libraries(merge.parameters) if declared is not None else ()
+    found: Versions = {}
+    for name in ("tokenizers",) if "tokenizers" in names else ():
+        try:
+            found[name] = library_version(name)
+        except MissingLibrary:
+            found[name] = None
+    bound = tuple(name for name in names if name not in found)
+    return found | (locked_class(bound, algebra=True) if bound else {})
 
 
 def _format_entries(artifact: Quantize) -> Mapping[str, int | str | None]:

@@ -25,7 +25,7 @@ RAW = {
     "BF16": "<u2", "F16": "<u2", "F32": "<f4", "F64": "<f8", "BOOL": "|u1", "U8": "|u1", "I8": "|i1", "I16": "<i2",
     "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8",
 }  # fmt: skip
-KINDS = ("llama", "mistral", "mixtral", "qwen2", "bert", "gpt2", "gpt2-bare", "llava")
+KINDS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "bert", "gpt2", "gpt2-bare", "llava")
 """`gpt2-bare` is GPT-2 as the original repository names it, without the leading `transformer.`."""
 
 
@@ -97,6 +97,8 @@ def _llama_shapes(at: str, head: str | None, s: Mapping[str, int], kind: str) ->
             if kind == "qwen2":
                 out[f"{layer}self_attn.{part}_proj.bias"] = (rows,)
         out[f"{layer}self_attn.o_proj.weight"] = (h, h)
+        if kind == "qwen3":
+            out |= {f"{layer}self_attn.{part}_norm.weight": (h // s["heads"],) for part in "qk"}
         if kind == "mixtral":
             out[f"{layer}block_sparse_moe.gate.weight"] = (s["experts"], h)
             for e in range(s["experts"]):
@@ -184,7 +186,9 @@ def _llama_config(kind: str, s: Mapping[str, int]) -> dict[str, Any]:
     }  # fmt: skip
     if kind == "mixtral":
         config |= {"num_experts_per_tok": 2, "num_local_experts": s["experts"]}
-    if kind == "qwen2":
+    if kind == "qwen3":
+        config["head_dim"] = s["hidden"] // s["heads"]
+    if kind in ("qwen2", "qwen3"):
         config |= {"layer_types": ["full_attention"] * s["layers"], "use_sliding_window": False}
     return config
 

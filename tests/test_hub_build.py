@@ -597,7 +597,7 @@ def test_weights_in_another_format_are_fetched_whole_to_be_looked_into(far, hub,
 
 def test_all_sources_of_the_examples_have_names_on_the_hub():
     root = Path(__file__).parent.parent
-    for folder in ("chronolima-airo-grad-l2-13b", "airolima-chronos-grad-l2-13b"):
+    for folder in ("chronolima-airo-grad-l2-13b", "airolima-chronos-grad-l2-13b", "mixture-of-experts"):
         spec = load(str(root / "examples" / folder / "Modelfile"))
         sources = [artifact for artifact in spec.artifacts.values() if getattr(artifact, "source", None)]
         assert len(sources) >= 3

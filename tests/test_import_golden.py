@@ -119,6 +119,7 @@ def test_numbers_that_yaml_reads_as_strings_are_numbers():
 
 def test_prompts_of_an_expert_stay_apart():
     recipe = "base_model: a/b\nexperts:\n- {source_model: a/c, positive_prompts: [x, y]}\n- {source_model: a/d}\n"
+    recipe += "gate_mode: random\n"
     _, spec = imported(recipe)
     first, second = spec.artifacts["made"].models
     assert first.parameters["prompt"] == Texts(("x", "y"))

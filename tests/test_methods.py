@@ -54,7 +54,7 @@ def merges(tmp_path, sources):
 
 def test_there_is_a_recipe_for_every_method_that_merges_models():
     built = {found.name for found in methods().values() if found.step is not None and found.takes == "models"}
-    assert {recipe.method for recipe in RECIPES} == built
+    assert {recipe.method for recipe in RECIPES} == built - {"moe"}  # its tensors are others: test_moe.py
 
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.same], ids=lambda recipe: recipe.id)

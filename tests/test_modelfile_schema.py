@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 import modelbuild.methods
 from modelbuild.formats.registry import formats
-from modelbuild.methods.announced import ANNOUNCED
 from modelbuild.methods.registry import method, methods
 from modelbuild.modelfile import keys
 from modelbuild.modelfile.parse import parse_text
@@ -165,14 +164,6 @@ def test_methods_that_are_built_have_a_file_of_their_own_name():
     built = [found for found in methods().values() if found.step is not None]
     assert {"linear", "lerp", "task_arithmetic", "passthrough", "lora"} <= {found.name for found in built}
     assert all((folder / f"{found.name}.py").is_file() for found in built)
-
-
-def test_methods_that_are_announced_are_not_built_and_have_no_file():
-    names = [found.name for found in ANNOUNCED]
-    assert len(set(names)) == len(names) == 1
-    folder = Path(modelbuild.methods.__file__).parent
-    assert [name for name in names if (folder / f"{name}.py").exists()] == []
-    assert all(found.step is None and found.operation is None for found in ANNOUNCED)
 
 
 def test_every_method_says_what_it_is_and_its_defaults_lie_in_range():

@@ -292,10 +292,10 @@ def test_prompts_of_a_mixture_are_shown_as_text(two):
     text = """[merge.m]
 method = "moe"
 base = "red"
-models = [{ model = "blue", prompt = ["a", "b"] }]
+models = [{ model = "blue", prompt = ["a", "b"] }, { model = "red", prompt = "c" }]
 """
     assert "  prompt of `blue`: a\\nb" in shown(two, text)
-    assert parse_text(text.replace('base = "red"', 'base = "x"').replace("blue", "x") + '[base.x]\nsource = "x"', "M")
+    assert parse_text(text + '[base.red]\nsource = "x"\n[base.blue]\nsource = "y"', "M")
 
 
 def test_a_model_with_an_adapter_gives_names_and_layers_like_any_other(two):

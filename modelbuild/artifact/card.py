@@ -14,7 +14,6 @@ from modelbuild.artifact.config import names_remote_code
 from modelbuild.artifact.provenance import Made, numerics_of, public_modelfile, public_override, sources
 from modelbuild.artifact.recipe import closure, public_source
 from modelbuild.formats.registry import formats
-from modelbuild.methods.registry import method
 from modelbuild.modelfile.spec import Adapter, Base, Merge, Publish, Quantize
 from modelbuild.sources.content import SourceAdapter, SourceModel
 
@@ -116,8 +115,9 @@ def _steps(made: Made) -> list[str]:
         if isinstance(artifact, Merge):
             names = dict.fromkeys(escape(other) for other in made.plan.spec.references(name))
             lines.append(f"- {escape(name)}: {escape(artifact.method)} of {', '.join(names)}")
-            used = method(artifact.method)
-            lines += _computed_by(made, name, artifact.method) if used is not None and used.libraries else []
+            used = made.plan.spec.method(artifact.method)
+            if used is not None and used.libraries(artifact.parameters):
+                lines += _computed_by(made, name, "router" if used.mixture else artifact.method)
         elif isinstance(artifact, Quantize):
             lines.append(
                 f"- {escape(name)}: {escape(artifact.model)} as {escape(artifact.format)} {escape(artifact.type)}"
@@ -152,6 +152,9 @@ def _rebuild(made: Made) -> str:
 def _extra(made: Made, name: str) -> str:
     """The extra of modelbuild that making an artifact takes; empty if it takes none."""
     artifact = made.plan.spec.artifacts[name]
+    if isinstance(artifact, Merge):
+        used = made.plan.spec.method(artifact.method)
+        return used.extra if used is not None and used.libraries(artifact.parameters) else ""
     return formats()[artifact.format].extra if isinstance(artifact, Quantize) else ""
 
 

@@ -101,7 +101,7 @@ def _merge(artifact: Merge) -> Data:
         "adapters": [_input("adapter", entry) for entry in artifact.adapters],
         "slices": [_slice(part) for part in artifact.slices],
     }
-    data = _given(method=artifact.method, base=artifact.base, **lists, ends=artifact.ends)
+    data = _given(method=artifact.method, base=artifact.base, router=artifact.router, **lists, ends=artifact.ends)
     data |= _parameters(artifact.parameters)
     names = ("dtype", "seed", "base_precision", "tokenizer", "pad_to_multiple_of", "chat_template", "only", "copy")
     data |= _given(**{name: getattr(artifact, name) for name in names})

@@ -7,7 +7,7 @@ into a slot. Slots are reused as soon as their last reader is done, so a long ch
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -52,7 +52,8 @@ class Program:
 
     `slots` is the number of buffers of four bytes an element, `scratch` the float32 values an element besides.
     `memory` are the bytes that whole inputs need for the tensor. Stretches have to hold `room` elements. Where an
-    operation `surveys` its inputs, one thread makes the whole tensor.
+    operation `surveys` its inputs, one thread makes the whole tensor. `cached` is where whole inputs, and what they are
+    made of, may be read from.
     """
 
     node: Node
@@ -62,6 +63,7 @@ class Program:
     memory: int
     room: int = 1
     surveys: bool = False
+    cached: Mapping[str, Located] = field(default_factory=dict)
 
     @property
     def result(self) -> int:
@@ -120,7 +122,7 @@ def compile_program(node: Node, cached: Mapping[str, Located], fresh: bool = Fal
         for key in {used.key for used in inputs}:
             if last_use[key] == position:
                 free.append(slot_of[key])
-    return Program(node, tuple(steps), slots, scratch, memory, room, surveys)
+    return Program(node, tuple(steps), slots, scratch, memory, room, surveys, cached)
 
 
 def _gathered(node: Node, cached: Mapping[str, Located]) -> Mapping[str, Located] | None:
@@ -184,6 +186,8 @@ def prepare(
         found = operation(run.node.operation)
         if run.gathered is not None:
             arrays = gather(run)
+        elif found.asks(run.node):
+            arrays = _Asked([run.node.inputs[index] for index in found.whole(run.node)], whole)
         else:
             arrays = [whole(run.node.inputs[index]) for index in found.whole(run.node)]
         made = found.prepare(run.node, arrays)
@@ -192,6 +196,20 @@ def prepare(
             made = finished(cast("Survey", made), show, warn)
         kernels[run.index] = cast("Kernel", made)
     return kernels
+
+
+class _Asked(Sequence[Any]):
+    """Whole inputs that are read each time they are taken, so that only those in use are in memory."""
+
+    def __init__(self, nodes: Sequence[Node], whole: Callable[[Node], NDArray[Any]]) -> None:
+        self._nodes = nodes
+        self._whole = whole
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._whole(self._nodes[index])
+
+    def __len__(self) -> int:
+        return len(self._nodes)
 
 
 def finished(survey: Survey, stream: Callable[[Pass], None], warn: Callable[[str], None]) -> Kernel:

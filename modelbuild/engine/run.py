@@ -16,11 +16,13 @@ from modelbuild.engine.jobs import Damaged, Job, Made, Progress, Tally, start
 from modelbuild.engine.program import Program, Read, Run, compile_program, prepare
 from modelbuild.engine.stretch import LEAST_TILE, RAW, Arena, Files, Stretch, bytes_of, pass_width, width_of
 from modelbuild.engine.writer import Writer
+from modelbuild.methods.operations import operation
 from modelbuild.plan.node import ITEMSIZE, Node
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from modelbuild.cache.nouns import Located
     from modelbuild.methods.base import Kernel, Pass
 
 TILE = 256 * 1024
@@ -65,6 +67,8 @@ class Runner:
         self._damaged: list[str] = []
         self._parts: Iterator[_Part] = iter(())
         self._budget = Budget(limits.memory, self._stop)
+        self._kept: dict[str, NDArray[Any]] = {}
+        self._kept_lock = threading.Lock()
         self.tally = Tally()
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -179,24 +183,39 @@ class Runner:
         with self._lock:
             self.tally.warnings.setdefault(text, []).extend(names)
 
-    def _whole(self, node: Node) -> NDArray[Any]:
-        """A tensor whole in memory, as raw elements in its shape."""
+    def _whole(self, cached: Mapping[str, Located], node: Node) -> NDArray[Any]:
+        """A tensor whole in memory, as raw elements in its shape; one that several are made of is kept."""
+        if node.operation == "source" or not operation(node.operation).shared(node):
+            return self._made(node, cached)
+        with self._kept_lock:
+            if node.key not in self._kept:
+                self._kept[node.key] = self._made(node, cached)
+            return self._kept[node.key]
+
+    def _made(self, node: Node, cached: Mapping[str, Located]) -> NDArray[Any]:
+        """A tensor whole in memory; raises Damaged for what is wrong in the cache."""
         raw = np.empty(node.count, RAW[node.dtype])
-        program = compile_program(node, {})
+        program = compile_program(node, cached)
         view = bytes_of(raw.view(np.uint8)) if node.count else memoryview(b"")
         arena = Arena(max(TILE, program.room), program.slots, program.scratch)
         kernels = self._prepare(program, arena, lambda text: None)
-        stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
+        progress = start(Job((), program, ()), 1)
+        stretch = Stretch(self._files, progress, 0, arena, kernels)
         size, width = ITEMSIZE[node.dtype], width_of(program, arena)
         for begin in range(0, node.count, width):
+            if self._stop.is_set():
+                raise Cancelled
             end = min(begin + width, node.count)
             view[begin * size : end * size] = stretch.tile(begin, end)
         self._count(stretch.bytes_read, 0)
+        if bad := _damaged(progress):
+            raise Damaged(bad)
         return raw.reshape(node.shape)
 
     def _prepare(self, program: Program, arena: Arena, warn: Callable[[str], None]) -> dict[int, Kernel]:
-        gathered = partial(gather, self._files, self._whole, self._count)
-        return prepare(program, self._whole, partial(self._show, program, arena), warn, gathered)
+        whole = partial(self._whole, program.cached)
+        gathered = partial(gather, self._files, whole, self._count)
+        return prepare(program, whole, partial(self._show, program, arena), warn, gathered)
 
     def _count(self, read: int, written: int = 0) -> None:
         with self._lock:
@@ -215,17 +234,22 @@ class Runner:
                 return
             progress.kernels = None
         self._budget.give(progress.job.program.memory)
-        bad = []
-        for index, blocks in progress.reads.items():
-            step = progress.job.program.steps[index]
-            assert isinstance(step, Read)
-            if step.located is not None and blocks.checksum() != step.located.checksum:
-                bad.append(step.node.key)
-        if bad:
+        if bad := _damaged(progress):
             with self._lock:
                 self._damaged += bad
             return
         self._done(Made(progress.job, progress.blocks.checksum(), progress.nonfinite))
+
+
+def _damaged(progress: Progress) -> list[str]:
+    """The keys of cached tensors whose bytes, now that all were read, are not those that were written."""
+    bad = []
+    for index, blocks in progress.reads.items():
+        step = progress.job.program.steps[index]
+        assert isinstance(step, Read)
+        if step.located is not None and blocks.checksum() != step.located.checksum:
+            bad.append(step.node.key)
+    return bad
 
 
 def _part_count(program: Program) -> int:

@@ -142,6 +142,12 @@ class Operation(Protocol):
     def whole(self, node: Node) -> tuple[int, ...]:
         """Which inputs are needed whole in memory (factors of an adapter); the others are streamed."""
 
+    def asks(self, node: Node) -> bool:
+        """Whether a whole input is read each time that `prepare` takes it from `whole`, and not kept for it."""
+
+    def shared(self, node: Node) -> bool:
+        """Whether several tensors are made of the value, which a run then keeps in memory once it is made."""
+
     def memory(self, node: Node) -> int:
         """Bytes held while the tensor is computed, besides tiles: the whole inputs and what is made of them."""
 
@@ -170,8 +176,13 @@ class Method:
     operation: Callable[[], Operation] | None = None
     random: bool = False
     """Whether the method draws random numbers: then the seed is among the reasons of a build."""
-    libraries: tuple[str, ...] = ()
-    """Packages whose matrix algebra computes what is bound: their versions are part of its key and of the lock."""
+    libraries: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda parameters: ()
+    """Packages that compute a part of a merge with these parameters, or read what it is made of: their versions are
+    part of the keys of what is bound to them, and of the lock."""
+    extra: str = ""
+    """The extra that installs those of its libraries that modelbuild does without."""
+    mixture: bool = False
+    """Whether it makes a mixture of experts, which has other tensors than its inputs: plan/mixture.py plans it."""
     distribution: str = ""
     """The distribution that a method from outside came with, and its `release`; empty for modelbuild's own."""
     release: str = ""

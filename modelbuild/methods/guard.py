@@ -101,6 +101,14 @@ class _Operation:
         """What the method says."""
         return self._guard.call("cannot compute", lambda: tuple(self._made.whole(node)))
 
+    def asks(self, node: Node) -> bool:
+        """What the method says."""
+        return self._guard.call("cannot compute", lambda: bool(self._made.asks(node)))
+
+    def shared(self, node: Node) -> bool:
+        """What the method says."""
+        return self._guard.call("cannot compute", lambda: bool(self._made.shared(node)))
+
     def memory(self, node: Node) -> int:
         """What the method says."""
         return self._guard.call("cannot compute", lambda: int(self._made.memory(node)))

@@ -70,5 +70,5 @@ METHOD = Method(
     parameters=(WEIGHT, LAMBDA, SPECTRAL),
     step=step,
     operation=IsoC,
-    libraries=("torch",),
+    libraries=lambda parameters: ("torch",),
 )

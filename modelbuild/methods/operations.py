@@ -25,6 +25,14 @@ def operation(name: str) -> Operation:
         from modelbuild.methods.outside import loaded_operation
 
         return loaded_operation(name)
+    if name in ("drawn", "router"):
+        from modelbuild.methods._router import Drawn, Router
+
+        return Drawn() if name == "drawn" else Router()
+    if name == "states":
+        from modelbuild.methods._states import States
+
+        return States()
     try:
         method: Method = import_module(f"modelbuild.methods.{name}").METHOD
     except (ModuleNotFoundError, AttributeError):

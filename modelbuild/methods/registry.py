@@ -1,4 +1,4 @@
-"""Every merge method by name: one file each in this folder, found by its file name, and those that are announced."""
+"""Every merge method by name: one file each in this folder, found by its file name."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from importlib import import_module
 from types import MappingProxyType
 
 import modelbuild.methods
-from modelbuild.methods.announced import ANNOUNCED
 from modelbuild.methods.base import Method
 from modelbuild.rooms import files_of
 
 
 @cache
 def methods() -> Mapping[str, Method]:
-    """All methods by name, in the order of their names; a method's own file wins over its announcement."""
-    found = {method.name: method for method in ANNOUNCED}
+    """All methods by name, in the order of their names."""
+    found = {}
     for name in files_of(modelbuild.methods):
         declared = getattr(import_module(f"modelbuild.methods.{name}"), "METHOD", None)
         if isinstance(declared, Method):

@@ -34,6 +34,14 @@ class Streamed:
         """No input is needed whole."""
         return ()
 
+    def asks(self, node: Node) -> bool:
+        """Whole inputs are handed over together."""
+        return False
+
+    def shared(self, node: Node) -> bool:
+        """Nothing else is made of its value."""
+        return False
+
     def memory(self, node: Node) -> int:
         """Nothing is held besides tiles."""
         return 0

@@ -113,5 +113,5 @@ METHOD = Method(
     ),
     step=step,
     operation=Tsv,
-    libraries=("torch",),
+    libraries=lambda parameters: ("torch",),
 )  # fmt: skip

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from modelbuild.errors import Fault
 from modelbuild.modelfile.faults import Faults
 from modelbuild.modelfile.keys import NAME
-from modelbuild.modelfile.spec import Adapter, Artifact, Base, Input, Merge, Path, Publish, Quantize, Settings, Spec
+from modelbuild.modelfile.spec import (
+    Adapter,
+    Artifact,
+    Base,
+    Constant,
+    Input,
+    Merge,
+    Path,
+    Publish,
+    Quantize,
+    Settings,
+    Spec,
+)
 from modelbuild.modelfile.suggest import listed, shown
 
 MODELS = ("base", "merge")
@@ -39,6 +51,8 @@ def references(artifact: Artifact) -> Iterator[Reference]:
     elif isinstance(artifact, Merge):
         if artifact.base is not None:
             yield Reference((*path, "base"), artifact.base, MODELS)
+        if artifact.router is not None:
+            yield Reference((*path, "router"), artifact.router, MODELS)
         yield from _inputs(artifact.models, "model", MODELS)
         yield from _inputs(artifact.adapters, "adapter", ADAPTERS)
         for part in artifact.slices:
@@ -193,9 +207,16 @@ def _unbuilt(spec: Spec, artifact: Artifact) -> Iterator[tuple[str, str]]:
                 yield key, f"`{key}`"
 
 
+def _is_shared(entry: Input) -> bool:
+    value = entry.parameters.get("shared")
+    return isinstance(value, Constant) and value.value is True
+
+
 def _unbuilt_merge(spec: Spec, merge: Merge) -> Iterator[tuple[str, str]]:
     found = spec.method(merge.method)
     if found is None or found.step is None:
         yield "method", f"method `{merge.method}`"
+    if any(_is_shared(entry) for entry in merge.models):
+        yield "models", "shared experts"
     if merge.base_precision is not None:
         yield "base_precision", "`base_precision`"

@@ -96,6 +96,7 @@ COMBINED = _keys(
 MERGE = _keys(
     Key("method", "string", "the merge method; `modelbuild methods` lists them", required=True),
     Key("base", "string", "the model that config, tokenizer and side files come from, and task vectors start at"),
+    Key("router", "string", "the model that the routers of a mixture of experts are taken from"),
     Key("models", "tables", "the models that are merged, in order", least=1),
     Key("adapters", "tables", "the adapters that are folded into the base, in order; with method lora", least=1),
     Key("slices", "tables", "stretches of output layers, in order; instead of models", least=1),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from modelbuild.modelfile.chat_templates import TEMPLATES
 from modelbuild.modelfile.faults import Faults
+from modelbuild.modelfile.mixtures import check_mixture
 from modelbuild.modelfile.spec import Merge, Path, Slice
 from modelbuild.modelfile.suggest import listed, shown
 from modelbuild.modelfile.tables import ALIASES, Table, title
@@ -21,6 +22,7 @@ def check_merge(faults: Faults, path: Path, raw: Table, merge: Merge, method: Me
     _check_names(faults, path, merge)
     if method is not None:
         _check_method(faults, path, raw, method)
+        check_mixture(faults, path, raw, merge, method)
 
 
 def check_lengths(faults: Faults, part: Slice) -> None:

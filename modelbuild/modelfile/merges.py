@@ -92,6 +92,7 @@ def read_merge(
         name,
         good.get("method", ""),
         base=good.get("base"),
+        router=good.get("router"),
         models=_inputs(reader, (*path, "models"), good.get("models", []), "model"),
         adapters=_inputs(reader, (*path, "adapters"), good.get("adapters", []), "adapter"),
         slices=tuple(

@@ -128,6 +128,7 @@ class Merge:
     name: str
     method: str
     base: str | None = None
+    router: str | None = None
     models: tuple[Input, ...] = ()
     adapters: tuple[Input, ...] = ()
     slices: tuple[Slice, ...] = ()
@@ -237,6 +238,7 @@ class Spec:
             found.append(artifact.model)
         elif isinstance(artifact, Merge):
             found += [artifact.base] if artifact.base else []
+            found += [artifact.router] if artifact.router else []
             found += [entry.name for entry in (*artifact.models, *artifact.adapters)]
             found += [entry.name for part in artifact.slices for entry in part.models]
         return tuple(dict.fromkeys(found))

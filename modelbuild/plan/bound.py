@@ -12,10 +12,11 @@ def class_of(spec: Spec, merge: Merge, method: Method) -> str | None:
     """The class of what the method's libraries compute here, None where it has none; BuildFailed where one is not
     installed.
     """
-    if not method.libraries:
+    libraries = method.libraries(merge.parameters)
+    if not libraries:
         return None
     try:
-        return numerics_class(method.libraries, algebra=True)
+        return numerics_class(libraries, algebra=True)
     except MissingLibrary as missing:
         raise BuildFailed(
             f"`{merge.name}` needs {missing.name}, which is not installed",

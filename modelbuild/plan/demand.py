@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from modelbuild.methods.operations import operation
 from modelbuild.modelfile.spec import Adapter, Merge, Quantize, Spec
-from modelbuild.plan.node import Node, inputs_of
+from modelbuild.plan.node import Node, inputs_of, is_inner
 from modelbuild.plan.planned import Plan, Planned
 
 WIDE = 192
@@ -93,7 +93,7 @@ def _ask(artifact: Planned, name: str, node: Node, asked: Mapping[str, dict[str,
 
 def _surveyed(node: Node) -> set[str]:
     """The keys of inputs that are read more than once for this one tensor, or not from start to end."""
-    gathered = {used.key for read in (node, *node.inputs) if read.rows is not None for used in read.inputs}
+    gathered = {used.key for read in (node, *inputs_of(node)) if is_inner(read) for used in read.inputs}
     if node.operation == "source" or node.outputs or not operation(node.operation).surveys(node):
         return gathered
     return gathered | {read.key for read in inputs_of(node)}

@@ -41,12 +41,16 @@ class Row:
 
 
 class Misfits:
-    """Collects what does not fit in one merge, and stops the plan with all of it."""
+    """Collects what does not fit in one merge, and stops the plan with all of it.
 
-    def __init__(self, spec: Spec, merge: Merge, inputs: Mapping[str, Planned]) -> None:
+    `selecting`: whether `only`, `copy` and `slices` may leave tensors out of the merge, as hints say.
+    """
+
+    def __init__(self, spec: Spec, merge: Merge, inputs: Mapping[str, Planned], selecting: bool = True) -> None:
         self.spec = spec
         self.merge = merge
         self.inputs = inputs
+        self._selecting = selecting
         self.notes: list[str] = []
         self._faults: list[Fault] = []
         self._lists: dict[tuple[str, str], list[str]] = {}
@@ -57,7 +61,8 @@ class Misfits:
         """Raises BuildFailed if anything was collected."""
         for (message, name), facts in sorted(self._lists.items(), key=lambda item: LAYERS not in item[0][0]):
             shown = facts[:SHOWN] + ([f"and {len(facts) - SHOWN} more"] if len(facts) > SHOWN else [])
-            self._add(message, name, shown, _hint(message, bool(self.merge.slices)))
+            hint = _hint(message, bool(self.merge.slices)) if self._selecting else None
+            self._add(message, name, shown, hint)
         self._lists.clear()
         if self._faults:
             raise BuildFailed(self._faults)
@@ -168,6 +173,10 @@ class Misfits:
             message = f"`{other}` and `{donor}` have different vocabularies"
             fact = f"`{name}` has {own.shape[0]} rows in `{donor}`, {node.shape[0]} in `{other}`"
         self._note(message, other, fact)
+
+    def foreign(self, other: str, kind: str, name: str) -> None:
+        """A tensor of the base of a mixture of experts for which that has no place."""
+        self._note(f"`{other}` has tensors that a layer of {kind} has not", other, f"`{name}`")
 
     def unset(self, row: Row, labels: Sequence[str]) -> None:
         """Parameters that no level gives a value for this tensor."""

@@ -11,6 +11,7 @@ from modelbuild.modelfile.spec import Adapter, Base, Merge, Quantize, Spec
 from modelbuild.modelfile.suggest import nearest
 from modelbuild.plan.adapt import plan_lora
 from modelbuild.plan.merge import plan_merge
+from modelbuild.plan.mixture import names_of, plan_mixture
 from modelbuild.plan.node import source_node
 from modelbuild.plan.planned import Plan, Planned, Side
 from modelbuild.plan.quantize import plan_quantize
@@ -98,6 +99,9 @@ def _plan_one(
     inputs = {name: artifacts[name] for name in spec.references(merge.name) if name in artifacts}
     if found.takes == "adapters":
         planned = plan_lora(spec, merge, found, artifacts[merge.base or ""], adapters)
+    elif found.mixture:
+        planned = plan_mixture(spec, merge, found, inputs)
+        inputs = {name: inputs[name] for name in names_of(merge)}
     else:
         planned = plan_merge(spec, merge, found, inputs)
     return with_chat_template(spec, merge, planned, inputs)

@@ -97,6 +97,16 @@ def cast(node: Node, dtype: str) -> Node:
     return operation_node("cast", CAST, (), (node,), dtype, node.shape)
 
 
+def is_inner(node: Node) -> bool:
+    """Whether a node is no tensor of a model's, but made for others: rows in another order, hidden states."""
+    return node.rows is not None or node.operation == "states"
+
+
 def inputs_of(node: Node) -> list[Node]:
-    """The inputs of a node, and with them those of inputs whose rows are only in another order."""
-    return [*node.inputs, *(used for read in node.inputs if read.rows is not None for used in read.inputs)]
+    """The inputs of a node, and with them those of inner nodes, down to tensors of models."""
+    found: list[Node] = []
+    pending = [*reversed(node.inputs)]
+    while pending:
+        found.append(used := pending.pop())
+        pending += reversed(used.inputs) if is_inner(used) else ()
+    return found

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from modelbuild.methods.base import Method
-from modelbuild.modelfile.spec import Merge, Scalar, Spec
+from modelbuild.modelfile.spec import Input, Merge, Scalar, Spec
 from modelbuild.plan.adapt import _spot, _weights
 from modelbuild.plan.chosen import donor_name, is_merged
 from modelbuild.plan.fit import Misfits, Row
 from modelbuild.plan.language import named_alike
 from modelbuild.plan.merge import FLOAT_DTYPES, _check_points, _rows, _stretches, parameters
+from modelbuild.plan.mixture import Part, chosen, constant, expert_parts, router_names, scales
 from modelbuild.plan.node import Node
 from modelbuild.plan.planned import Planned
+from modelbuild.plan.values import Level, Spot, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ def outline(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Plann
     """The outline of a merge; raises BuildFailed where slices or points lie outside of the layers."""
     if method.takes == "adapters":
         return _adapted(merge, method, inputs[merge.base or ""])
+    if method.mixture:
+        return _mixed(spec, merge, method, inputs)
     inputs = named_alike(inputs, donor_name(merge))
     misfits = Misfits(spec, merge, inputs)
     stretches = _stretches(merge, method, inputs, misfits)
@@ -83,6 +87,44 @@ def _adapted(merge: Merge, method: Method, base: Planned) -> Outline:
             weights = {entry.name: {"weight": weight} for entry, weight in pairs}
         found.append(_resolved(base, name, {}, weights))
     return Outline(replace(base, name=merge.name, kind="merge"), tuple(found))
+
+
+def _mixed(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Planned]) -> Outline:
+    """Every tensor of the base that the mixture has too, its routers and the tensors of its experts."""
+    base = inputs[merge.base or ""]
+    mixture = chosen(spec, merge, base, inputs)
+    misfits = Misfits(spec, merge, inputs)
+    _check_points(merge, inputs, _stretches(merge, method, inputs, misfits), misfits)
+    misfits.stop()
+    parts = dict(expert_parts(merge, mixture, inputs))
+    replaced = {part.row.own for part in parts.values()}
+    tensors = {name: node for name, node in base.tensors.items() if name not in replaced}
+    values: dict[str, tuple[Mapping[str, Scalar | None], Mapping[str, Mapping[str, Scalar | None]]]] = {}
+    values |= dict.fromkeys(tensors, ({}, {}))
+    shared = {name: constant(method, merge, name) for name in ("gate_mode", "experts_per_token")}
+    # The prompts are the whole mixture's: they are told of each of its tensors.
+    prompts = {entry.name: _prompts(merge, method, entry) for entry in merge.models}
+    for name, own in router_names(merge, mixture, inputs).items():
+        tensors[name], values[name] = own, (shared, prompts)
+    for name, part in parts.items():
+        if (dense := base.tensors.get(part.row.own)) is not None:
+            expert = part.row.inputs[0].name
+            told = {**prompts, expert: prompts[expert] | _scales(merge, method, part)}
+            tensors[name], values[name] = dense, (shared, told)
+    planned = Planned(merge.name, "merge", tensors, base.side)
+    return Outline(planned, tuple(_resolved(planned, name, *found) for name, found in values.items()))
+
+
+def _scales(merge: Merge, method: Method, part: Part) -> dict[str, Scalar | None]:
+    _, (values,) = parameters(method, merge, part.row)
+    return {name: values[name] for name in scales(part.part)}
+
+
+def _prompts(merge: Merge, method: Method, entry: Input) -> dict[str, Scalar | None]:
+    levels = [Level(entry.parameters, Spot("", None, 0, 0)), Level(merge.parameters, Spot("", None, 0, 0))]
+    declared = [method.parameter(name) for name in ("prompt", "negative_prompt")]
+    found = {p.name: resolve(p, levels) for p in declared if p is not None}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _resolved(

@@ -52,7 +52,7 @@ def _data(found: Method) -> dict[str, Any]:
         "base": found.base,
         "takes": found.takes,
         "inputs": {"least": found.inputs[0], "most": found.inputs[1]},
-        "libraries": list(found.libraries),
+        "libraries": list(found.libraries({})),
         "parameters": [_parameter(parameter) for parameter in found.parameters],
         "distribution": _distribution(found),
     }
