@@ -17,6 +17,7 @@ from modelbuild.plan.node import FLOATS, Node, cast
 from modelbuild.plan.overrides import merged, overridden
 from modelbuild.plan.planned import Decision, Planned, Side
 from modelbuild.plan.routers import Routers
+from modelbuild.plan.token_tensors import embedding
 from modelbuild.plan.values import Level, Spot, resolve
 from modelbuild.plan.vocabulary import align
 from modelbuild.sources.buffers import is_recomputed
@@ -262,15 +263,15 @@ def _side(merge: Merge, side: Side, own: Planned, mixture: Mixture) -> Side:
 
 def per_token(merge: Merge) -> int:
     """How many experts work on one token."""
-    value = merge.parameters.get("experts_per_token")
-    return int(getattr(value, "value", 2)) if value is not None else 2
+    return int(getattr(merge.parameters.get("experts_per_token"), "value", 2))
 
 
 def _notes(merge: Merge, base: Planned, inputs: Mapping[str, Planned]) -> list[str]:
     """What the user should know of experts that are the same, or that learned other tokens."""
     notes = []
     mlps = [_mlp(inputs[entry.name]) for entry in merge.models]
-    if all(mlp == mlps[0] for mlp in mlps) and not any("noise_scale" in e.parameters for e in merge.models):
+    scaled = any({*scales(DOWN)} & {*given} for given in (merge.parameters, *(e.parameters for e in merge.models)))
+    if all(mlp == mlps[0] for mlp in mlps) and not scaled:
         notes.append("all experts are the same: until it is trained the mixture says what one of them does")
     if merge.tokenizer is None:
         rows = {name: _rows(inputs[name]) for name in names_of(merge)}
@@ -288,7 +289,5 @@ def _mlp(planned: Planned) -> list[str]:
 
 
 def _rows(planned: Planned) -> int | None:
-    from modelbuild.plan.token_tensors import embedding
-
     own = embedding(planned)
     return planned.tensors[own].shape[0] if own is not None else None
