@@ -271,7 +271,11 @@ def unbuilt(text, *names):
 @pytest.mark.parametrize(
     ("body", "what", "line"),
     [
-        ('method = "moe"\nbase = "a"\nmodels = [{ model = "b" }]', "method `moe`", 8),
+        (
+            'method = "moe"\nbase = "a"\nmodels = [{ model = "b" }, { model = "d" }, { model = "c", shared = true }]',
+            "shared experts",
+            10,
+        ),
         ('method = "lora"\nbase = "a"\nadapters = [{ adapter = "l" }]\nbase_precision = "nf4"', "`base_precision`", 11),
     ],
 )
