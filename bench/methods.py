@@ -30,6 +30,8 @@ class Case:
     merge: Scalars = field(default_factory=dict)
     peer: str | None = ""
     """What mergekit calls the method: the same by default, None if it has no such method."""
+    costly: bool = False
+    """Whether it takes minutes, and is only measured by name."""
 
 
 WEIGHT = {"weight": 0.5}
@@ -57,6 +59,8 @@ CASES: Mapping[str, Case] = {
     "ramplus_tl": Case(),
     "nearswap": Case(True, ("two",), {}, {"t": 0.001}),
     "arcee_fusion": Case(True, ("two",)),
+    "iso_c": Case(peer=None, costly=True),
+    "tsv": Case(peer=None, costly=True),
 }
 
 
@@ -146,14 +150,14 @@ def main() -> None:
     """Prints the tables."""
     parser = options(__doc__)
     parser.add_argument("--peer-runs", type=int, default=1, help="how often mergekit is run; 0: not at all")
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help="which methods; all by default")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="which methods; all but iso_c and tsv by default")
     given = parser.parse_args()
     modelbuild = required("modelbuild", given.modelbuild)
     mergekit = required("mergekit-yaml", given.mergekit) if given.peer_runs else None
     folders = make(given.layers, "one", "two", "three")
     print(f"Merges of bf16 models of {given.layers} layers; {machine()}. {NOTE}\n")
     print("| | s | all runs, s | peak MB | mergekit s | its peak MB | × as fast |\n|---|---|---|---|---|---|---|")
-    for method in given.methods or CASES:
+    for method in given.methods or [name for name, case in CASES.items() if not case.costly]:
         case = CASES[method]
         entries = entries_of(method, case, modelbuild, mergekit, folders)
         found = measured(entries, given.runs, given.peer_runs, list(folders.values()))
