@@ -53,11 +53,9 @@ def test_exit_0_with_one_line_for_each_artifact(world):
 
 
 def test_exit_1_for_what_is_known_but_not_built_yet(world):
-    world.edit('"linear"', '"moe"').edit("[merge.m]", '[merge.m]\nbase = "a"')
-    world.edit('{ model = "a", weight = 0.5 }, ', "").edit(", weight = 0.5", "")
-    assert ends(world, 1, "build").startswith(
-        "error: `m` needs method `moe`, which this version does not build yet\n  --> Modelfile:7:1\n"
-    )
+    world.edit("[merge.m]", '[quantize.m4]\nmodel = "m"\nformat = "gguf"\ntype = "Q4_K_M"\n[merge.m]')
+    text = ends(world, 1, "build")
+    assert text.startswith("error: `m4` needs format `gguf`, which this version does not build yet\n  --> Modelfile:")
     for command in ("push", "graph", "plot", "diff"):
         text = ends(world, 1, command, "m", "--whatever", "x")
         assert text == f"error: `modelbuild {command}` is not built yet\n"

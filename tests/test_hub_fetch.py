@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 from hubserver import PATIENCE, Gate
@@ -154,7 +155,9 @@ def running(world, hub, *words):
     gate = hub.faults.hold[RED] = Gate()
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MODELBUILD_"))} | hub.env
     command = [sys.executable, "-m", "modelbuild", "build", *words]
-    process = subprocess.Popen(command, cwd=world.root, env=env, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests behind its back has them ignore Ctrl-C.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=world.root, env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert gate.reached.wait(PATIENCE)
     return process, gate
 

@@ -37,6 +37,8 @@ not: a recipe
 {LINEAR}```
 """
 
+MIXTURE = "base_model: org/a\ngate_mode: random\nexperts: [{source_model: org/b}, {source_model: org/c}]\n"
+
 
 def told(card, number=None):
     with pytest.raises(ModelbuildError) as caught:
@@ -198,7 +200,7 @@ def hub():
     server.repositories = {
         "org/Violet-7b": {"README.md": CARD},
         "org/both": {"mergekit_config.yml": SLERP, "README.md": CARD},
-        "org/mixture": {"mergekit_moe_config.yml": "base_model: org/a\nexperts: [{source_model: org/b}]\n"},
+        "org/mixture": {"mergekit_moe_config.yml": MIXTURE},
         "org/none": {"config.json": "{}"},
         "org/gated": {},
     }

@@ -19,10 +19,12 @@ from modelbuild.kernels import (
     magnitude,
     native,
     nearswap,
+    noise,
     norms,
     ram,
     random,
     rank,
+    router,
     scores,
     vote,
 )
@@ -30,7 +32,8 @@ from modelbuild.kernels import compile as compiling
 from modelbuild.kernels.compile import Kernel
 
 SUMS, CHOICES = (gram, combination, norms, scores, divergence), (magnitude, random, rank, vote, ram, nearswap)
-MODULES = (convert, combine, lowrank, *SUMS, *CHOICES)
+MIXTURES = (noise, router)
+MODULES = (convert, combine, lowrank, *SUMS, *CHOICES, *MIXTURES)
 KERNELS = {kernel.name: kernel for module in MODULES for kernel in vars(module).values() if isinstance(kernel, Kernel)}
 
 
