@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from modelbuild.cache import disk
-from modelbuild.cache.check import file_checksum, holds, in_parallel
+from modelbuild.cache.check import file_checksum, holds, in_parallel, stamp
 from modelbuild.cache.disk import Durability
 from modelbuild.cache.folders import MANIFEST, Folders, is_file_name
 from modelbuild.cache.journal import Entry, Journal, read_journal
 from modelbuild.cache.manifest import dump_manifest
 from modelbuild.cache.nouns import Layout, Manifest, StoredFile, StoredTensor
-from modelbuild.cache.twins import Twin, link
+from modelbuild.cache.twins import Twin, is_same, link
 from modelbuild.errors import BuildFailed
 
 _NO_STAGE = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP})
@@ -108,7 +108,7 @@ class Stage:
     def _link(self) -> dict[str, Twin]:
         """Take the files that another artifact has too; which those are."""
         found = self._store.twins(self.layout, self._keys)
-        taken = {name: twin for name, twin in found.items() if link(twin, os.path.join(self._files, name))}
+        taken = {name: twin for name, twin in found.items() if link(twin, self.path(name), self._folder)}
         for name in taken:
             self.fds[name] = os.open(os.path.join(self._files, name), os.O_RDONLY | os.O_NOFOLLOW)
         return taken
@@ -180,10 +180,28 @@ class Stage:
         fd = self.fds[name]
         if self._durability != "none":
             disk.sync(fd)
-        os.fchmod(fd, 0o444)
         facts = os.fstat(fd)
-        digest = file_checksum(fd, facts.st_size, [tensor for tensor in tensors if tensor.file == name])
+        if facts.st_mode & 0o222:
+            os.fchmod(fd, 0o444)
+        inside = [tensor for tensor in tensors if tensor.file == name]
+        if (twin := self._twins.get(name)) is not None:
+            self._check_twin(name, twin, inside)
+        digest = file_checksum(fd, facts.st_size, inside)
         return StoredFile(name, facts.st_size, facts.st_mtime_ns, digest, sha256)
+
+    def _check_twin(self, name: str, twin: Twin, tensors: Sequence[StoredTensor]) -> None:
+        """Read a linked file that was changed since, or whose artifact is gone. Raises BuildFailed for damage."""
+        fd = self.fds[name]
+        if stamp(self.path(name)) == twin.stamp and is_same(self.path(name), twin.path):
+            return
+        header = self.layout.headers.get(name, b"")
+        sound = os.fstat(fd).st_size == self.layout.sizes[name] and os.pread(fd, len(header), 0) == header
+        if not sound or not all(in_parallel(lambda t: holds(fd, t.offset, t.nbytes, t.checksum), tensors)):
+            raise BuildFailed(
+                f"a file of the cache was damaged while `{self.name}` was built",
+                facts=(f"{twin.path} is not what it was when it was linked",),
+                hint="build again: what is finished is kept, and the file is made anew",
+            )
 
     def _move(self, manifest: Manifest) -> Manifest:
         """Rename the folder of files to the artifact, unless it is there; a damaged one is out of the way by then."""

@@ -22,7 +22,7 @@ from modelbuild.cache.manifest import Garbage, dump_manifest, parse_manifest
 from modelbuild.cache.nouns import Layout, Located, Manifest
 from modelbuild.cache.roots import Root, read_roots, set_pin, write_root
 from modelbuild.cache.stage import Stage
-from modelbuild.cache.twins import Twin, twins
+from modelbuild.cache.twins import Twin, sharing, twins
 from modelbuild.errors import BuildFailed, UsageError
 
 DAY = 86400.0
@@ -83,19 +83,31 @@ class LocalStore:
         return facts is not None and facts == self._index.trusted(key, name)
 
     def _examine(self, manifest: Manifest, names: Collection[str] | None = None) -> str | None:
-        """Read files of an artifact; what is wrong, after it was set aside, or None."""
+        """Read files of an artifact; what is wrong, after it was set aside, or None.
+
+        Damage of a file is that of every artifact that shares it, whose size and mtime may tell nothing.
+        """
+        problem, shared = self._check(manifest, names)
+        for key, files in shared.items():
+            if key != manifest.key and (other := self._read(key)) is not None:
+                self._check(other, files)
+        return problem
+
+    def _check(self, manifest: Manifest, names: Collection[str] | None) -> tuple[str | None, dict[str, list[str]]]:
+        """What `_examine` finds in one artifact, and the files of others, by key, that are the same damaged ones."""
         folder = self.folders.artifact(manifest.key)
         inode = folder_inode(self.folders, manifest.key)
         before = {f.name: check.stamp(os.path.join(folder, f.name)) for f in manifest.files}
         health = check.examine(folder, manifest, names)
         if health.damaged:
+            shared = sharing(folder, health.damaged, {key: self.path(key) for key in self.artifacts()})
             note = salvage(self.folders, manifest, health, inode)
             self.notes += [note] if note else []
-            return note or f"`{manifest.name}` was damaged and is gone"
+            return note or f"`{manifest.name}` was damaged and is gone", shared
         for name in check.doubtful(folder, manifest.files):
             if (facts := before[name]) is not None and (names is None or name in names):
                 self._index.trust(manifest.key, name, *facts)
-        return None
+        return None, {}
 
     def examine(self, key: str) -> str | None:
         """Read every byte of an artifact; what is wrong with it, after it was set aside, or None."""
@@ -271,7 +283,7 @@ class LocalStore:
             if key in keep or not is_key(key):
                 continue
             # Where a kill came between publishing and tidying up, nobody will ever look into the stage again.
-            if not os.path.lexists(self.folders.manifest(key)) and time.time() - _newest(path) < max_age_s:
+            if not os.path.lexists(self.folders.manifest(key)) and time.time() - disk.newest(path) < max_age_s:
                 continue
             with locks.attempt(self.folders.lock(key)) as free:
                 count += free and disk.discard(path, self.folders.trash)
@@ -295,16 +307,6 @@ class LocalStore:
     def close(self) -> None:
         """Close the index; the store may be used again."""
         self._index.close()
-
-
-def _newest(path: str) -> float:
-    """The latest mtime of a folder and what is in it."""
-    times = [0.0]
-    for folder, _, names in os.walk(path):
-        for place in (folder, *(os.path.join(folder, name) for name in names)):
-            with suppress(FileNotFoundError):
-                times.append(os.lstat(place).st_mtime)
-    return max(times)
 
 
 def open_store(root: str, durability: Durability = "batch") -> LocalStore:
