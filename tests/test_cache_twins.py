@@ -22,7 +22,7 @@ from tiny_cache import (
     write,
 )
 
-from modelbuild.cache.collect import gc, listing, size
+from modelbuild.cache.collect import gc, listing, size, verify
 from modelbuild.cache.nouns import Layout
 from modelbuild.cache.store import open_store
 from modelbuild.cache.twins import twins
@@ -137,6 +137,17 @@ def test_damage_that_leaves_no_trace_in_size_and_time_is_found_in_every_artifact
     assert weights(store.path("k2"))[FIRST] == WHOLE[FIRST]
 
 
+def test_a_check_of_the_cache_names_every_artifact_that_shares_the_damage(store):
+    change(store)
+    build(store, "k3", keys={**KEYS, "a": "another-key-of-a", "d": "one-more-key-of-d"})
+    flip(os.path.join(store.path("k2"), FIRST), 16, keep_time=True)
+    problems = verify(store)
+    assert len(problems) == 2
+    assert all("`model-1.safetensors`: wrong bytes in `b`" in problem for problem in problems)
+    assert store.manifest("k3") is not None
+    assert verify(store) == []
+
+
 def test_damage_of_a_file_of_one_artifact_leaves_the_others_that_share_another(store):
     change(store)
     flip(os.path.join(store.path("k1"), SECOND), 8)
@@ -149,7 +160,7 @@ def test_damage_of_a_file_of_one_artifact_leaves_the_others_that_share_another(s
 def test_a_linked_file_that_was_damaged_meanwhile_is_not_published(store, keep_time):
     with store.stage("k2", "model", LAYOUT, OTHER, waiting=never) as stage:
         flip(os.path.join(store.path("k1"), FIRST), 8, keep_time=keep_time)
-        assert store.examine("k1") is not None
+        assert store.examine("k1")
         with pytest.raises(BuildFailed, match="was damaged while"):
             finish(stage)
     assert store.manifest("k2") is None

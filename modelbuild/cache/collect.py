@@ -109,7 +109,7 @@ def size(store: LocalStore) -> int:
 def verify(store: LocalStore) -> list[str]:
     """Read every byte of the cache; a sentence for each artifact that is damaged, which is set aside."""
     with store.shared("the check of the cache"):
-        return [problem for key in store.artifacts() if (problem := store.examine(key)) is not None]
+        return [problem for key in store.artifacts() for problem in store.examine(key)]
 
 
 def gc(

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 from modelbuild.cache import disk
@@ -48,7 +48,7 @@ class Stage:
     """An artifact being written. `fds` are its open files by name, for `os.pwrite` and ranged copies.
 
     `finished` are the tensors whose bytes are there and sound, with their checksums: an interrupted build's, and those
-    in files that another artifact has too, which are linked.
+    in files that another artifact has too, which are `linked`.
     `published` is the artifact's manifest if it exists already; then there are no files here and nothing is to be done.
     Where everything is to be computed `anew`, nothing is finished or published.
     """
@@ -60,6 +60,7 @@ class Stage:
         self.key, self.name, self.layout = key, name, layout
         self.published = None if anew else store.manifest(key)
         self.finished: Mapping[str, str] = {}
+        self.linked: Set[str] = frozenset()
         self._twins: dict[str, Twin] = {}
         self.fds: dict[str, int] = {}
         self._store, self._keys = store, keys
@@ -98,6 +99,7 @@ class Stage:
             self.fds[name] = _open_for_writing(os.path.join(self._files, name))
         journal = os.path.join(self._folder, "journal")
         shared = {tensor.name: tensor.checksum for twin in self._twins.values() for tensor in twin.tensors}
+        self.linked = shared.keys()
         self.finished = {} if anew else self._survivors(journal) | shared
         self._make_room()
         for file, offset, data in fillings(self.layout):

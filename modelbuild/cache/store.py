@@ -76,22 +76,23 @@ class LocalStore:
     def _sound(self, manifest: Manifest) -> bool:
         folder = self.folders.artifact(manifest.key)
         names = [name for name in check.doubtful(folder, manifest.files) if not self._trusted(manifest.key, name)]
-        return not names or self._examine(manifest, names) is None
+        return not names or not self._examine(manifest, names)
 
     def _trusted(self, key: str, name: str) -> bool:
         facts = check.stamp(os.path.join(self.folders.artifact(key), name))
         return facts is not None and facts == self._index.trusted(key, name)
 
-    def _examine(self, manifest: Manifest, names: Collection[str] | None = None) -> str | None:
-        """Read files of an artifact; what is wrong, after it was set aside, or None.
+    def _examine(self, manifest: Manifest, names: Collection[str] | None = None) -> list[str]:
+        """Read files of an artifact; what is wrong with it and with others, after they were set aside.
 
         Damage of a file is that of every artifact that shares it, whose size and mtime may tell nothing.
         """
         problem, shared = self._check(manifest, names)
+        problems = [problem]
         for key, files in shared.items():
             if key != manifest.key and (other := self._read(key)) is not None:
-                self._check(other, files)
-        return problem
+                problems.append(self._check(other, files)[0])
+        return [problem for problem in problems if problem is not None]
 
     def _check(self, manifest: Manifest, names: Collection[str] | None) -> tuple[str | None, dict[str, list[str]]]:
         """What `_examine` finds in one artifact, and the files of others, by key, that are the same damaged ones."""
@@ -109,13 +110,14 @@ class LocalStore:
                 self._index.trust(manifest.key, name, *facts)
         return None, {}
 
-    def examine(self, key: str) -> str | None:
-        """Read every byte of an artifact; what is wrong with it, after it was set aside, or None."""
+    def examine(self, key: str) -> list[str]:
+        """Read every byte of an artifact; what is wrong, a sentence for each that was set aside.
+
+        The first is about the artifact itself, the others about those that share its damaged files.
+        """
         already = len(self.notes)
         manifest = self._read(key)
-        if manifest is None:
-            return self.notes[-1] if len(self.notes) > already else None
-        return self._examine(manifest)
+        return self.notes[already:] if manifest is None else self._examine(manifest)
 
     def learn(self, key: str, digests: Mapping[str, str]) -> None:
         """Write the SHA-256 of files, by name, into an artifact's manifest; nothing, where that cannot be done.
