@@ -131,13 +131,16 @@ def gc(
         stays = [entry for entry in entries if entry not in chosen]
         before, after = together(entries), together(stays)
         stages = 0 if dry_run else _remove(store, chosen)
-        shown = frozenset[int]().union(*(entry.shown for entry in chosen)).difference(*(entry.files for entry in stays))
-        linked = sum(
-            {file: nbytes for entry in chosen for file, nbytes in entry.files.items() if file in shown}.values()
-        )
-        if linked:
+        if linked := _still_shown(chosen, stays):
             notes.append(f"{show_bytes(linked)} of that stay on the disk for now: output folders share these files")
         return GcResult(tuple(chosen), before, after, stages, tuple(notes))
+
+
+def _still_shown(chosen: Iterable[Entry], stays: Iterable[Entry]) -> int:
+    """The bytes of files that leave the cache with the chosen, and that output folders share."""
+    left = {file for entry in stays for file in entry.files}
+    gone = {file: entry.files[file] for entry in chosen for file in entry.shown if file not in left}
+    return sum(gone.values())
 
 
 def _choose(
