@@ -31,9 +31,12 @@ def read_bytes(session: Session, name: str, need: Need) -> int:
     """
     artifact = session.plan.artifacts[name]
     built = session.plan.artifacts.keys() - session.plan.models.keys()
+    linked = session.linked.get(name, frozenset())
     total = 0
     shared: set[str] = set()
     for tensor in (*need.computed, *need.copied):
+        if tensor in linked:
+            continue
         node = artifact.tensors[tensor]
         at_hand: dict[str, Node] = {used.key: used for used in (node, *inputs_of(node))}
         decision = artifact.decisions.get(tensor)
@@ -43,7 +46,6 @@ def read_bytes(session: Session, name: str, need: Need) -> int:
                 total += at_hand[key].nbytes
                 shared |= {key} - {used.key for used in (node, *node.inputs)}
     if name in session.plan.targets and name not in session.ready:
-        linked = session.linked.get(name, frozenset())
         nodes = (artifact.tensors[tensor] for tensor in need.reused if tensor not in linked)
         total += sum(node.nbytes for node in nodes if node.key in session.stored)
     return total
@@ -54,7 +56,7 @@ def made_counts(counts: Counts, need: Need, outcome: Outcome) -> Counts:
     if outcome.found:
         return Counts(counts.total, reused=counts.total)
     computed = len(set(need.computed) & set(outcome.resumed))
-    copied = len(set(need.copied) & set(outcome.resumed))
+    copied = len(set(need.copied) & set(outcome.resumed) - set(outcome.linked))
     redone = len(set(need.reused) & set(outcome.redone))
     return Counts(
         counts.total,

@@ -53,7 +53,7 @@ def _weight_digests(session: Session, name: str, manifest: Manifest, listener: L
     unread = [(file.name, os.path.join(folder, file.name)) for file in manifest.files if file.name not in known]
     if unread:
         # What is damaged must not be what everybody else is held to.
-        if session.store.examine(manifest.key) is not None:
+        if session.store.examine(manifest.key):
             raise _damaged(name)
         read = read_digests(unread, session.options.jobs, listener.hashed)
         known |= {file: found.sha256 for (file, _), found in zip(unread, read, strict=True)}

@@ -13,6 +13,7 @@ from modelbuild.artifact.output import PACKED, weights_key, weights_layout
 from modelbuild.artifact.overlap import own_places, refuse_overlaps, source_places
 from modelbuild.cache.records import Records
 from modelbuild.cache.store import LocalStore, open_store
+from modelbuild.cache.twins import Content, contents
 from modelbuild.errors import NotBuiltYet
 from modelbuild.modelfile.check import not_built
 from modelbuild.modelfile.spec import Merge, Spec
@@ -83,14 +84,20 @@ class Session:
 
     @cached_property
     def linked(self) -> dict[str, frozenset[str]]:
-        """Of each target the tensors in files that stand in the cache already: they are neither read nor written."""
-        found = {}
+        """Of each target the tensors in files that stand in the cache by the time it is made: they are neither read nor
+        written."""
+        found: dict[str, frozenset[str]] = {}
+        earlier: set[tuple[int, Content, bytes]] = set()
         for artifact in self.plan.target_artifacts():
-            keys = {name: node.key for name, node in artifact.tensors.items()}
-            if artifact.kind == PACKED or artifact.name in self.ready or self.stored.isdisjoint(keys.values()):
+            if artifact.kind == PACKED or artifact.name in self.ready or self.options.no_cache:
                 continue
-            twins = self.store.twins(weights_layout(artifact, list(keys), self.spec.settings), keys)
-            found[artifact.name] = frozenset(tensor.name for twin in twins.values() for tensor in twin.tensors)
+            keys = {name: node.key for name, node in artifact.tensors.items()}
+            layout = weights_layout(artifact, list(keys), self.spec.settings)
+            twins = {} if self.stored.isdisjoint(keys.values()) else self.store.twins(layout, keys)
+            files = {file: (*inside, layout.headers[file]) for inside, file in contents(layout, keys).items()}
+            linked = {file for file, whole in files.items() if file in twins or whole in earlier}
+            found[artifact.name] = frozenset(name for name, (file, _, _) in layout.places.items() if file in linked)
+            earlier.update(files.values())
         return found
 
     @cached_property

@@ -308,6 +308,22 @@ def test_modules_in_files_of_their_own_are_linked_when_only_others_change(blend)
     assert planned.read == 2 * planned.write
 
 
+def test_what_two_targets_share_is_planned_and_counted_once(blend):
+    """The attention differs; the mlp is made for the first, and what both take from the base is copied for it."""
+    second = BLEND[BLEND.index("[merge.violet]") :].replace("violet", "wine").replace("0.25", "0.3")
+    blend.modelfile(MODULES + (BLEND + second).replace("value = 0.75", "value = 0.0"))
+    planned, result = blend.plan(), blend.build()
+    assert [counts(result, name) for name in ("violet", "wine")] == [
+        (ATTENTION + MLP, OTHERS, 0),
+        (ATTENTION, OTHERS, MLP),
+    ]
+    attention = sum(raw.nbytes for name, (_, raw) in blend.tensors("wine").items() if "self_attn" in name)
+    assert (result["wine"].read, result["wine"].written) == (2 * attention, attention)
+    for name in ("violet", "wine"):
+        assert planned[name].tensors == result[name].tensors
+        assert (planned[name].read, planned[name].write) == (result[name].read, result[name].written)
+
+
 def test_linked_modules_are_the_bytes_of_a_build_from_nothing(blend):
     blend.modelfile(MODULES + blend.text).build()
     blend.edit('"self_attn", value = 0.25', '"self_attn", value = 0.3').build()

@@ -15,13 +15,18 @@ from tiny_cache import (
     contents,
     each_kill,
     flip,
+    interrupt,
     never,
+    stored,
     weights,
+    write,
 )
 
-from modelbuild.cache.collect import gc, listing, size
+from modelbuild.cache.collect import gc, listing, size, verify
 from modelbuild.cache.nouns import Layout
 from modelbuild.cache.store import open_store
+from modelbuild.cache.twins import twins
+from modelbuild.errors import BuildFailed
 
 OTHER = {**KEYS, "d": "another-key-of-d"}
 """The keys of an artifact whose second file differs from that of the first in one tensor."""
@@ -116,6 +121,99 @@ def test_damage_of_a_shared_file_is_found_in_every_artifact(store):
     assert same(store, FIRST, "k1", "k2")
 
 
+def test_damage_that_leaves_no_trace_in_size_and_time_is_found_in_every_artifact(store):
+    change(store)
+    flip(os.path.join(store.path("k1"), FIRST), 8, keep_time=True)
+    with store.shared("a build that reads it"):
+        assert not store.verify_tensor(store.find([KEYS["a"]])[KEYS["a"]])
+    assert store.manifest("k1") is None
+    assert store.manifest("k2") is None
+    assert len(store.notes) == 2
+    computed = []
+    build(store, computed=computed)
+    change(store, computed=computed)
+    assert computed == ["a", "b", "c", "d", "c", "d"]
+    assert weights(store.path("k1")) == WHOLE
+    assert weights(store.path("k2"))[FIRST] == WHOLE[FIRST]
+
+
+def test_a_check_of_the_cache_names_every_artifact_that_shares_the_damage(store):
+    change(store)
+    build(store, "k3", keys={**KEYS, "a": "another-key-of-a", "d": "one-more-key-of-d"})
+    flip(os.path.join(store.path("k2"), FIRST), 16, keep_time=True)
+    problems = verify(store)
+    assert len(problems) == 2
+    assert all("`model-1.safetensors`: wrong bytes in `b`" in problem for problem in problems)
+    assert store.manifest("k3") is not None
+    assert verify(store) == []
+
+
+def test_damage_of_a_file_of_one_artifact_leaves_the_others_that_share_another(store):
+    change(store)
+    flip(os.path.join(store.path("k1"), SECOND), 8)
+    assert store.manifest("k1") is None
+    assert store.manifest("k2") is not None
+    assert len(store.notes) == 1
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_a_linked_file_that_was_damaged_meanwhile_is_not_published(store, keep_time):
+    with store.stage("k2", "model", LAYOUT, OTHER, waiting=never) as stage:
+        flip(os.path.join(store.path("k1"), FIRST), 8, keep_time=keep_time)
+        assert store.examine("k1")
+        with pytest.raises(BuildFailed, match="was damaged while"):
+            finish(stage)
+    assert store.manifest("k2") is None
+    change(store)
+    assert weights(store.path("k2"))[FIRST] == WHOLE[FIRST]
+
+
+def test_a_linked_file_that_was_changed_meanwhile_and_not_yet_found_out_is_not_published(store):
+    with store.stage("k2", "model", LAYOUT, OTHER, waiting=never) as stage:
+        flip(os.path.join(store.path("k1"), FIRST), 0)
+        with pytest.raises(BuildFailed, match="was damaged while"):
+            finish(stage)
+    change(store)
+    assert weights(store.path("k2"))[FIRST] == WHOLE[FIRST]
+    assert [key for key in store.artifacts() if "rest" not in key] == ["k2"]
+
+
+def test_a_linked_file_that_was_only_touched_meanwhile_is_published(store):
+    with store.stage("k2", "model", LAYOUT, OTHER, waiting=never) as stage:
+        os.utime(os.path.join(store.path("k1"), FIRST), ns=(1, 1))
+        manifest = finish(stage)
+    assert manifest.files[0].mtime_ns == 1
+    assert store.manifest("k2") == manifest
+
+
+def finish(stage):
+    """Write what is not finished, and publish."""
+    for name in VALUES:
+        if name not in stage.finished:
+            write(stage, name, CHANGED, OTHER)
+    return stage.publish([stored(name, CHANGED, OTHER) for name in VALUES])
+
+
+def test_what_an_interrupted_build_wrote_stays_where_links_are_refused(tmp_path, monkeypatch):
+    def refused(*args, **options):
+        raise PermissionError("no links here")
+
+    store = open_store(str(tmp_path / "cache"), "none")
+    interrupt(store, "a", "b", key="k2")
+    build(store)
+    monkeypatch.setattr(os, "link", refused)
+    with store.stage("k2", "model", LAYOUT, KEYS, waiting=never) as stage:
+        assert set(stage.finished) == {"a", "b"}
+
+
+def test_no_more_artifacts_are_looked_at_than_it_takes(store):
+    def published():
+        yield store.path("k1"), store.manifest("k1")
+        raise AssertionError("everything was found")
+
+    assert set(twins(LAYOUT, KEYS, published())) == {FIRST, SECOND}
+
+
 def test_a_file_system_without_links_gets_a_file_of_its_own(store, monkeypatch):
     def refused(*args, **options):
         raise PermissionError("no links here")
@@ -181,6 +279,17 @@ def test_a_collection_counts_what_it_frees(store):
     assert (result.before, result.after) == (before, before - each)
     assert result.after == size(store)
     assert weights(store.path("k2"))[FIRST] == WHOLE[FIRST]
+
+
+def test_a_collection_tells_of_a_shown_file_once_and_only_if_its_last_owner_goes(store, tmp_path):
+    change(store)
+    for key, age in (("k1", 1), ("k2", 2)):
+        os.utime(store.path(key), (age, age))
+    os.link(os.path.join(store.path("k1"), FIRST), tmp_path / "shown")
+    assert [entry.linked for entry in listing(store)] == [24, 24]
+    assert gc(store, max_size=size(store) - 1, dry_run=True).notes == ()
+    (note,) = gc(store, max_size=0, dry_run=True).notes
+    assert note.startswith("24 B of that stay")
 
 
 def test_the_last_owner_of_a_file_frees_it(store):

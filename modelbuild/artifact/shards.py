@@ -27,7 +27,6 @@ ADAPTER = "adapter_model"
 PAGE = 4096
 """Bytes of a file system block, the unit of a reflink."""
 
-
 APART = 1_000_000_000
 """Bytes of weights from which on they are cut by modules, if nobody says how."""
 
@@ -97,12 +96,13 @@ def _modules(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     places = layout(sizes).places
     module = {name: (place.stack, place.rest.partition(".")[0]) for name, place in places.items()}
     weight: dict[tuple[str, str] | None, int] = {}
+    total = sum(sizes.values())
     for name, nbytes in sizes.items():
         weight[module.get(name)] = weight.get(module.get(name), 0) + nbytes
     found: dict[tuple[str, str] | None, list[Tensor]] = {None: []}
     for tensor in tensors:
         own = module.get(tensor[0])
-        found.setdefault(own if weight[own] * SMALL >= sum(sizes.values()) else None, []).append(tensor)
+        found.setdefault(own if weight[own] * SMALL >= total else None, []).append(tensor)
     return [group for group in found.values() if group] or [[]]
 
 

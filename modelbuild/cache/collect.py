@@ -21,20 +21,25 @@ from modelbuild.units import show_bytes
 class Entry:
     """A published artifact as `cache ls` shows it: bytes of all its files, last use in seconds since 1970.
 
-    `needed_by` are the notes of the workspaces whose last build needs it; `linked` are the bytes that output folders
-    share with it, which stay on the disk when it is removed. `files` are the bytes of its files by inode: artifacts
-    share those that are the same. `name` is empty when its manifest cannot be read.
+    `needed_by` are the notes of the workspaces whose last build needs it. `files` are the bytes of its files by inode:
+    artifacts share those that are the same. `shown` are those that output folders share too. `name` is empty when its
+    manifest cannot be read.
     """
 
     key: str
     name: str
     complete: bool
     nbytes: int
-    linked: int
     used: float
     pinned: bool
     needed_by: tuple[str, ...]
     files: Mapping[int, int] = field(default_factory=dict)
+    shown: frozenset[int] = frozenset()
+
+    @property
+    def linked(self) -> int:
+        """The bytes that output folders share with it, which stay on the disk when it is removed."""
+        return sum(self.files[file] for file in self.shown)
 
     @property
     def stays(self) -> bool:
@@ -61,11 +66,11 @@ def listing(store: LocalStore) -> list[Entry]:
     names = Counter(facts.st_ino for _, files in found.values() for facts in files)
     entries = []
     for key, (used, files) in found.items():
-        linked = sum(facts.st_size for facts in files if facts.st_nlink > names[facts.st_ino])
+        shown = frozenset(facts.st_ino for facts in files if facts.st_nlink > names[facts.st_ino])
         needed_by = tuple(root.note for root in roots if key in root.keys)
         sizes = {facts.st_ino: facts.st_size for facts in files}
         title = _title(store.path(key), key)
-        entries.append(Entry(key, *title, sum(sizes.values()), linked, used, key in pins, needed_by, sizes))
+        entries.append(Entry(key, *title, sum(sizes.values()), used, key in pins, needed_by, sizes, shown))
     return sorted(entries, key=lambda entry: (entry.used, entry.key))
 
 
@@ -104,7 +109,7 @@ def size(store: LocalStore) -> int:
 def verify(store: LocalStore) -> list[str]:
     """Read every byte of the cache; a sentence for each artifact that is damaged, which is set aside."""
     with store.shared("the check of the cache"):
-        return [problem for key in store.artifacts() if (problem := store.examine(key)) is not None]
+        return [problem for key in store.artifacts() for problem in store.examine(key)]
 
 
 def gc(
@@ -123,12 +128,19 @@ def gc(
     with store.alone(waiting):
         entries = listing(store)
         chosen, notes = _choose(store, entries, max_size, max_age_days)
-        before, after = together(entries), together(entry for entry in entries if entry not in chosen)
+        stays = [entry for entry in entries if entry not in chosen]
+        before, after = together(entries), together(stays)
         stages = 0 if dry_run else _remove(store, chosen)
-        linked = sum(entry.linked for entry in chosen)
-        if linked:
+        if linked := _still_shown(chosen, stays):
             notes.append(f"{show_bytes(linked)} of that stay on the disk for now: output folders share these files")
         return GcResult(tuple(chosen), before, after, stages, tuple(notes))
+
+
+def _still_shown(chosen: Iterable[Entry], stays: Iterable[Entry]) -> int:
+    """The bytes of files that leave the cache with the chosen, and that output folders share."""
+    left = {file for entry in stays for file in entry.files}
+    gone = {file: entry.files[file] for entry in chosen for file in entry.shown if file not in left}
+    return sum(gone.values())
 
 
 def _choose(

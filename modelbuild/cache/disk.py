@@ -125,6 +125,16 @@ def discard(path: str, trash: str) -> bool:
     return True
 
 
+def newest(path: str) -> float:
+    """The latest mtime of a folder and what is in it, in seconds since 1970."""
+    times = [0.0]
+    for folder, _, names in os.walk(path):
+        for place in (folder, *(os.path.join(folder, name) for name in names)):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(os.lstat(place).st_mtime)
+    return max(times)
+
+
 def full(name: str, needed: int, folder: str) -> BuildFailed:
     """The error that says that the disk of `folder` has no room for `name`, which takes `needed` bytes."""
     free = free_bytes(folder)

@@ -10,17 +10,17 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 from modelbuild.cache import disk
-from modelbuild.cache.check import file_checksum, holds, in_parallel
+from modelbuild.cache.check import file_checksum, holds, in_parallel, stamp
 from modelbuild.cache.disk import Durability
 from modelbuild.cache.folders import MANIFEST, Folders, is_file_name
 from modelbuild.cache.journal import Entry, Journal, read_journal
 from modelbuild.cache.manifest import dump_manifest
 from modelbuild.cache.nouns import Layout, Manifest, StoredFile, StoredTensor
-from modelbuild.cache.twins import Twin, link
+from modelbuild.cache.twins import Twin, is_same, link
 from modelbuild.errors import BuildFailed
 
 _NO_STAGE = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP})
@@ -48,7 +48,7 @@ class Stage:
     """An artifact being written. `fds` are its open files by name, for `os.pwrite` and ranged copies.
 
     `finished` are the tensors whose bytes are there and sound, with their checksums: an interrupted build's, and those
-    in files that another artifact has too, which are linked.
+    in files that another artifact has too, which are `linked`.
     `published` is the artifact's manifest if it exists already; then there are no files here and nothing is to be done.
     Where everything is to be computed `anew`, nothing is finished or published.
     """
@@ -60,6 +60,7 @@ class Stage:
         self.key, self.name, self.layout = key, name, layout
         self.published = None if anew else store.manifest(key)
         self.finished: Mapping[str, str] = {}
+        self.linked: Set[str] = frozenset()
         self._twins: dict[str, Twin] = {}
         self.fds: dict[str, int] = {}
         self._store, self._keys = store, keys
@@ -98,6 +99,7 @@ class Stage:
             self.fds[name] = _open_for_writing(os.path.join(self._files, name))
         journal = os.path.join(self._folder, "journal")
         shared = {tensor.name: tensor.checksum for twin in self._twins.values() for tensor in twin.tensors}
+        self.linked = shared.keys()
         self.finished = {} if anew else self._survivors(journal) | shared
         self._make_room()
         for file, offset, data in fillings(self.layout):
@@ -108,7 +110,7 @@ class Stage:
     def _link(self) -> dict[str, Twin]:
         """Take the files that another artifact has too; which those are."""
         found = self._store.twins(self.layout, self._keys)
-        taken = {name: twin for name, twin in found.items() if link(twin, os.path.join(self._files, name))}
+        taken = {name: twin for name, twin in found.items() if link(twin, self.path(name), self._folder)}
         for name in taken:
             self.fds[name] = os.open(os.path.join(self._files, name), os.O_RDONLY | os.O_NOFOLLOW)
         return taken
@@ -180,10 +182,28 @@ class Stage:
         fd = self.fds[name]
         if self._durability != "none":
             disk.sync(fd)
-        os.fchmod(fd, 0o444)
         facts = os.fstat(fd)
-        digest = file_checksum(fd, facts.st_size, [tensor for tensor in tensors if tensor.file == name])
+        if facts.st_mode & 0o222:
+            os.fchmod(fd, 0o444)
+        inside = [tensor for tensor in tensors if tensor.file == name]
+        if (twin := self._twins.get(name)) is not None:
+            self._check_twin(name, twin, inside)
+        digest = file_checksum(fd, facts.st_size, inside)
         return StoredFile(name, facts.st_size, facts.st_mtime_ns, digest, sha256)
+
+    def _check_twin(self, name: str, twin: Twin, tensors: Sequence[StoredTensor]) -> None:
+        """Read a linked file that was changed since, or whose artifact is gone. Raises BuildFailed for damage."""
+        fd = self.fds[name]
+        if stamp(self.path(name)) == twin.stamp and is_same(self.path(name), twin.path):
+            return
+        header = self.layout.headers.get(name, b"")
+        sound = os.fstat(fd).st_size == self.layout.sizes[name] and os.pread(fd, len(header), 0) == header
+        if not sound or not all(in_parallel(lambda t: holds(fd, t.offset, t.nbytes, t.checksum), tensors)):
+            raise BuildFailed(
+                f"a file of the cache was damaged while `{self.name}` was built",
+                facts=(f"{twin.path} is not what it was when it was linked",),
+                hint="build again: what is finished is kept, and the file is made anew",
+            )
 
     def _move(self, manifest: Manifest) -> Manifest:
         """Rename the folder of files to the artifact, unless it is there; a damaged one is out of the way by then."""

@@ -22,7 +22,7 @@ from modelbuild.cache.manifest import Garbage, dump_manifest, parse_manifest
 from modelbuild.cache.nouns import Layout, Located, Manifest
 from modelbuild.cache.roots import Root, read_roots, set_pin, write_root
 from modelbuild.cache.stage import Stage
-from modelbuild.cache.twins import Twin, twins
+from modelbuild.cache.twins import Twin, sharing, twins
 from modelbuild.errors import BuildFailed, UsageError
 
 DAY = 86400.0
@@ -76,34 +76,48 @@ class LocalStore:
     def _sound(self, manifest: Manifest) -> bool:
         folder = self.folders.artifact(manifest.key)
         names = [name for name in check.doubtful(folder, manifest.files) if not self._trusted(manifest.key, name)]
-        return not names or self._examine(manifest, names) is None
+        return not names or not self._examine(manifest, names)
 
     def _trusted(self, key: str, name: str) -> bool:
         facts = check.stamp(os.path.join(self.folders.artifact(key), name))
         return facts is not None and facts == self._index.trusted(key, name)
 
-    def _examine(self, manifest: Manifest, names: Collection[str] | None = None) -> str | None:
-        """Read files of an artifact; what is wrong, after it was set aside, or None."""
+    def _examine(self, manifest: Manifest, names: Collection[str] | None = None) -> list[str]:
+        """Read files of an artifact; what is wrong with it and with others, after they were set aside.
+
+        Damage of a file is that of every artifact that shares it, whose size and mtime may tell nothing.
+        """
+        problem, shared = self._check(manifest, names)
+        problems = [problem]
+        for key, files in shared.items():
+            if key != manifest.key and (other := self._read(key)) is not None:
+                problems.append(self._check(other, files)[0])
+        return [problem for problem in problems if problem is not None]
+
+    def _check(self, manifest: Manifest, names: Collection[str] | None) -> tuple[str | None, dict[str, list[str]]]:
+        """What `_examine` finds in one artifact, and the files of others, by key, that are the same damaged ones."""
         folder = self.folders.artifact(manifest.key)
         inode = folder_inode(self.folders, manifest.key)
         before = {f.name: check.stamp(os.path.join(folder, f.name)) for f in manifest.files}
         health = check.examine(folder, manifest, names)
         if health.damaged:
+            shared = sharing(folder, health.damaged, {key: self.path(key) for key in self.artifacts()})
             note = salvage(self.folders, manifest, health, inode)
             self.notes += [note] if note else []
-            return note or f"`{manifest.name}` was damaged and is gone"
+            return note or f"`{manifest.name}` was damaged and is gone", shared
         for name in check.doubtful(folder, manifest.files):
             if (facts := before[name]) is not None and (names is None or name in names):
                 self._index.trust(manifest.key, name, *facts)
-        return None
+        return None, {}
 
-    def examine(self, key: str) -> str | None:
-        """Read every byte of an artifact; what is wrong with it, after it was set aside, or None."""
+    def examine(self, key: str) -> list[str]:
+        """Read every byte of an artifact; what is wrong, a sentence for each that was set aside.
+
+        The first is about the artifact itself, the others about those that share its damaged files.
+        """
         already = len(self.notes)
         manifest = self._read(key)
-        if manifest is None:
-            return self.notes[-1] if len(self.notes) > already else None
-        return self._examine(manifest)
+        return self.notes[already:] if manifest is None else self._examine(manifest)
 
     def learn(self, key: str, digests: Mapping[str, str]) -> None:
         """Write the SHA-256 of files, by name, into an artifact's manifest; nothing, where that cannot be done.
@@ -271,7 +285,7 @@ class LocalStore:
             if key in keep or not is_key(key):
                 continue
             # Where a kill came between publishing and tidying up, nobody will ever look into the stage again.
-            if not os.path.lexists(self.folders.manifest(key)) and time.time() - _newest(path) < max_age_s:
+            if not os.path.lexists(self.folders.manifest(key)) and time.time() - disk.newest(path) < max_age_s:
                 continue
             with locks.attempt(self.folders.lock(key)) as free:
                 count += free and disk.discard(path, self.folders.trash)
@@ -295,16 +309,6 @@ class LocalStore:
     def close(self) -> None:
         """Close the index; the store may be used again."""
         self._index.close()
-
-
-def _newest(path: str) -> float:
-    """The latest mtime of a folder and what is in it."""
-    times = [0.0]
-    for folder, _, names in os.walk(path):
-        for place in (folder, *(os.path.join(folder, name) for name in names)):
-            with suppress(FileNotFoundError):
-                times.append(os.lstat(place).st_mtime)
-    return max(times)
 
 
 def open_store(root: str, durability: Durability = "batch") -> LocalStore:

@@ -65,7 +65,9 @@ class StoredFiles:
         if twin is None:
             return os.preadv(descriptor, [buffer], position)
         try:
-            return os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT)
+            # Linux 5.9 and 5.10 say 0, as at the end of a file, where there is nothing at hand.
+            if count := os.preadv(descriptor, [buffer], position, os.RWF_NOWAIT):
+                return count
         except OSError as error:
             if error.errno not in _NOT_AT_HAND:
                 raise

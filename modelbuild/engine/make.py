@@ -48,8 +48,9 @@ class Workshop:
 class Outcome:
     """What making an artifact came to.
 
-    `resumed` tensors were taken from an interrupted build's stage; `redone` ones were damaged in the cache. `found`
-    says that nothing was made: another process had published it by the time this one had its turn.
+    `resumed` tensors were in the stage from the start: finished by an interrupted build, or `linked`, in files that
+    another artifact has too. `redone` ones were damaged in the cache. `found` says that nothing was made: another
+    process had published it by the time this one had its turn.
     """
 
     manifest: Manifest
@@ -59,6 +60,7 @@ class Outcome:
     nonfinite: Mapping[str, int] = field(default_factory=dict)
     differs: tuple[str, ...] = ()
     found: bool = False
+    linked: Collection[str] = ()
     seconds: float = 0.0
 
 
@@ -129,7 +131,7 @@ def _fill(
     ]
     manifest = stage.publish(stored, complete=complete)
     redone = tuple(tensor for tensor, node in nodes.items() if node.key in bad)
-    return Outcome(manifest, tally, tuple(stage.finished), redone, nonfinite)
+    return Outcome(manifest, tally, tuple(stage.finished), redone, nonfinite, linked=stage.linked)
 
 
 def told_damage(count: int) -> str:

@@ -25,7 +25,7 @@ Record = Callable[[str, Node, str], None]
 @dataclass
 class Making:
     """`bad` are the keys of cached tensors that turned out to be damaged, `resumed` the tensors of the artifact that an
-    interrupted build had finished."""
+    interrupted build had finished or that are `linked`, in files of another artifact."""
 
     shop: Workshop
     artifact: Planned
@@ -34,6 +34,7 @@ class Making:
     tally: Tally = field(default_factory=Tally)
     nonfinite: dict[str, int] = field(default_factory=dict)
     resumed: set[str] = field(default_factory=set)
+    linked: set[str] = field(default_factory=set)
 
     @cached_property
     def files(self) -> Mapping[str, Mapping[str, Node]]:

@@ -65,7 +65,9 @@ def _make(making: Making, key: str, layout: LayoutOf) -> Outcome:
         for name, files in making.files.items()
         if making.bad & {making.artifact.tensors[name].key, *(node.key for node in files.values())}
     ]
-    return Outcome(manifest, making.tally, tuple(making.resumed), tuple(redone), making.nonfinite, found=found)
+    return Outcome(
+        manifest, making.tally, tuple(making.resumed), tuple(redone), making.nonfinite, (), found, making.linked
+    )
 
 
 def _set_aside(making: Making, damaged: Mapping[str, Located]) -> None:
@@ -131,6 +133,7 @@ def _fill(
     checksums = dict(stage.finished)
     tensors = making.artifact.tensors
     kept = {name for name, files in making.files.items() if files.keys() <= checksums.keys()}
+    making.linked |= {name for name in kept if making.files[name].keys() <= stage.linked}
     making.resumed |= {name for name in kept if tensors[name].key not in moved}
 
     def record(file: str, node: Node, digest: str) -> None:
