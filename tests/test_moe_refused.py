@@ -149,6 +149,15 @@ def test_a_key_that_is_wrong_is_not_told_as_missing_too(three, name):
     assert three.refusal(text, code=2) == told
 
 
+LISTS = {"[]": "this list is empty", '["x", 3]': "not everything in this list is a string"}
+
+
+@pytest.mark.parametrize(("prompt", "fact"), LISTS.items())
+def test_a_list_that_is_none_of_prompts_is_told_as_that(three, prompt, fact):
+    told = three.refusal(merge(f'{{ model = "b", prompt = {prompt} }}, {{ model = "c", prompt = "y" }}', ""), code=2)
+    assert told == f"error: `prompt` is a string or a list of strings\n  --> Modelfile:11:36\n   |  {fact}\n"
+
+
 def test_the_experts_of_mergekit_are_models_here(three):
     text = merge().replace("models = ", "experts = ")
     told = three.refusal(text, code=2)

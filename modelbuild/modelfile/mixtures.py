@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from modelbuild.modelfile.faults import Faults
-from modelbuild.modelfile.spec import Constant, Input, Merge, Path, Texts
+from modelbuild.modelfile.spec import Constant, Input, Merge, Path, Texts, Value
 from modelbuild.modelfile.suggest import listed, shown
 from modelbuild.modelfile.tables import Table, means, title
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from modelbuild.methods.base import Method
 
 Prompts: TypeAlias = "tuple[tuple[str, ...], tuple[str, ...]]"
@@ -114,9 +116,9 @@ def _check_given(faults: Faults, path: Path, merge: Merge, mode: str) -> None:
         )
 
 
-def _is_meant(table: Table) -> bool:
+def _is_meant(table: Table, read: Mapping[str, Value]) -> bool:
     """Whether a table has a prompt that was told as a fault already: of a wrong type, or under another name."""
-    return any(name == "prompt" or (name != "negative_prompt" and means(name, "prompt")) for name in table)
+    return any(name not in read and name != "negative_prompt" and means(name, "prompt") for name in table)
 
 
 def _check_prompts(faults: Faults, path: Path, raw: Table, merge: Merge, mode: str) -> None:
@@ -127,8 +129,8 @@ def _check_prompts(faults: Faults, path: Path, raw: Table, merge: Merge, mode: s
         return
     lacking = [entry for entry in experts if not prompts_of(merge, entry)[0]]
     tables = {entry.path: raw["models"][entry.path[-1]] for entry in lacking}
-    for entry in lacking if not _is_meant(raw) else ():
-        if _is_meant(tables[entry.path]):
+    for entry in lacking if not _is_meant(raw, merge.parameters) else ():
+        if _is_meant(tables[entry.path], entry.parameters):
             continue
         fact = f"`gate_mode` {mode} makes the router from texts that each expert is for"
         hint = '`gate_mode = "random"` does without'
