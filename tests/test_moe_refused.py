@@ -119,6 +119,51 @@ def test_what_the_modelfile_alone_shows(three, name):
     assert message in three.refusal(written, code=2)
 
 
+MEANT = {
+    "mergekit's word": (
+        merge('{ model = "b", positive_prompts = ["x"] }, { model = "c", prompt = "y" }', ""),
+        "error: entry 1 of `models` in [merge.m] has no key `positive_prompts`\n"
+        "  --> Modelfile:11:27\n\nhint: here it is called `prompt`\n",
+    ),
+    "a misspelled prompt": (
+        merge('{ model = "b", promt = "x" }, { model = "c", prompt = "y" }', ""),
+        "error: entry 1 of `models` in [merge.m] has no key `promt`\n"
+        "  --> Modelfile:11:27\n\nhint: did you mean `prompt`?\n",
+    ),
+    "a prompt of another type": (
+        merge('{ model = "b", prompt = 3 }, { model = "c", prompt = "y" }', ""),
+        "error: `prompt` is a string or a list of strings, not the number 3\n  --> Modelfile:11:36\n",
+    ),
+    "a mode that is none": (
+        merge(gate='gate_mode = "cheap-embed"'),
+        "error: `gate_mode` is one of `hidden`, `hidden_avg`, `hidden_last`, `cheap_embed`, `random`, "
+        '`uniform_random`, `given`, not the string "cheap-embed"\n'
+        "  --> Modelfile:10:13\n\nhint: did you mean `cheap_embed`?\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_a_key_that_is_wrong_is_not_told_as_missing_too(three, name):
+    text, told = MEANT[name]
+    assert three.refusal(text, code=2) == told
+
+
+LISTS = {"[]": "this list is empty", '["x", 3]': "not everything in this list is a string"}
+
+
+@pytest.mark.parametrize(("prompt", "fact"), LISTS.items())
+def test_a_list_that_is_none_of_prompts_is_told_as_that(three, prompt, fact):
+    told = three.refusal(merge(f'{{ model = "b", prompt = {prompt} }}, {{ model = "c", prompt = "y" }}', ""), code=2)
+    assert told == f"error: `prompt` is a string or a list of strings\n  --> Modelfile:11:36\n   |  {fact}\n"
+
+
+def test_the_experts_of_mergekit_are_models_here(three):
+    text = merge().replace("models = ", "experts = ")
+    told = three.refusal(text, code=2)
+    assert told == "error: [merge.m] has no key `experts`\n  --> Modelfile:11:1\n\nhint: here it is called `models`\n"
+
+
 def test_shared_experts_are_not_built_yet(three):
     shared = '{ model = "b" }, { model = "c" }, { model = "a", shared = true }'
     assert three.refusal(merge(shared)) == golden("""

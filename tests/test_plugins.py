@@ -82,6 +82,17 @@ def test_a_trusted_method_builds_and_is_told_wherever_versions_are(den, fox):
     assert 'fox = "modelbuild-fox 1.0.0, version 1"\n' in den.path.with_suffix(".lock").read_text()
 
 
+def test_the_card_says_what_computed_and_how_to_build_it_again(den, fox):
+    den.modelfile(MODELFILE + '\n[merge.twice]\nmethod = "fox"\nbase = "red"\nmodels = [ { model = "mix" } ]\n')
+    ran = den.run("build", "mix", "twice", *TRUST, **fox().env)
+    assert ran.returncode == 0, ran.stderr
+    cards = {name: (den.out / name / "README.md").read_text() for name in ("mix", "twice")}
+    for name, card in cards.items():
+        assert "- mix: fox of red, blue\n  computed by modelbuild-fox 1.0.0\n" in card
+        assert " modelbuild-fox==1.0.0\n" in card
+        assert f"\nmodelbuild build {name} --plugins modelbuild-fox\n" in card
+
+
 def test_the_variable_trusts_as_the_option_does_however_the_name_is_spelled(den, fox):
     found = built(den.run("build", "--json", MODELBUILD_PLUGINS="other, Modelbuild_Fox", **fox().env))
     assert found["status"] == "built"
@@ -295,7 +306,15 @@ BROKEN = {
     ),
     "has no step": (
         source("fox", ("step=step, ", "")),
-        "TypeError: a method from outside needs a step and an operation, and takes models",
+        "TypeError: a method from outside needs a step and an operation, takes models, and makes no mixture",
+    ),
+    "makes a mixture": (
+        source("fox", ("operation=Operation)", "operation=Operation, mixture=True)")),
+        "TypeError: a method from outside needs a step and an operation, takes models, and makes no mixture",
+    ),
+    "has parameters of a type of its own": (
+        source("fox", ('"merge", "number"', '"merge", "complex"')),
+        "TypeError: its version is a whole number, and its parameters are those of modelbuild.methods.base",
     ),
 }
 
@@ -304,6 +323,21 @@ BROKEN = {
 def test_a_method_that_cannot_be_used_is_told_with_its_distribution(den, fox, text, fact):
     ran = den.run("build", *TRUST, **fox(text=text).env)
     assert failed(ran, 1) == told_of(fact, what="cannot be used")
+
+
+LIBRARIES = {
+    "raise": ("lambda parameters: parameters['seat']", "KeyError: 'seat'"),
+    "are no names": ("lambda parameters: 'torch'", "TypeError: libraries gives no tuple of names"),
+}
+
+
+@pytest.mark.parametrize(("text", "fact"), LIBRARIES.values(), ids=LIBRARIES)
+@pytest.mark.parametrize("words", [("plan",), ("methods",)], ids=" ".join)
+def test_libraries_that_cannot_be_said_are_told_with_the_distribution(den, fox, words, text, fact):
+    env = fox(("operation=Operation)", f"operation=Operation, libraries={text})")).env
+    told = failed(den.run(*words, *TRUST, **env), 1)
+    assert told.startswith("error: method `fox` of `modelbuild-fox` 1.0.0 cannot say its libraries\n")
+    assert f"   |  {fact}\n" in told
 
 
 def test_debug_shows_where_a_method_failed(den, fox):

@@ -116,8 +116,8 @@ def _steps(made: Made) -> list[str]:
             names = dict.fromkeys(escape(other) for other in made.plan.spec.references(name))
             lines.append(f"- {escape(name)}: {escape(artifact.method)} of {', '.join(names)}")
             used = made.plan.spec.method(artifact.method)
-            if used is not None and used.libraries(artifact.parameters):
-                lines += _computed_by(made, name, "router" if used.mixture else artifact.method)
+            if used is not None and (used.distribution or used.libraries(artifact.parameters)):
+                lines += _computed_by(made, name, "router" if used.mixture else used.operation_name)
         elif isinstance(artifact, Quantize):
             lines.append(
                 f"- {escape(name)}: {escape(artifact.model)} as {escape(artifact.format)} {escape(artifact.type)}"
@@ -144,9 +144,19 @@ def _rebuild(made: Made) -> str:
     options = "".join(f" --set {_shell(public_override(text))}" for text in made.overrides)
     extras = sorted({extra for name in closure(made.plan.spec, made.name) if (extra := _extra(made, name))})
     package = f"'modelbuild[{','.join(extras)}]=={made.version}'" if extras else f"modelbuild=={made.version}"
-    commands = f"pip install {package}\nmodelbuild build {made.name}{options}"
+    outside = _outside(made)
+    packages = " ".join([package, *(f"{name}=={release}" for name, release in outside.items())])
+    options += f" --plugins {','.join(outside)}" if outside else ""
+    commands = f"pip install {packages}\nmodelbuild build {made.name}{options}"
     digests = "The digest of every source and of every file is in `modelbuild.json`."
     return f"Beside the Modelfile above and its sources:\n\n{fence(commands, 'sh')}\n\n{digests}"
+
+
+def _outside(made: Made) -> dict[str, str]:
+    """The distributions that methods from outside came with, by name, each with its release."""
+    merges = (made.plan.spec.artifacts[name] for name in closure(made.plan.spec, made.name))
+    used = [made.plan.spec.method(merge.method) for merge in merges if isinstance(merge, Merge)]
+    return {m.distribution: m.release for m in sorted(filter(None, used), key=lambda m: m.name) if m.distribution}
 
 
 def _extra(made: Made, name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from modelbuild.plan.node import Node, Params
 
 Scalar: TypeAlias = "float | int | bool | str"
+Type: TypeAlias = Literal["number", "integer", "boolean", "string", "strings"]
+
+TYPES: tuple[str, ...] = get_args(Type)
+"""What a parameter's values may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Parameter:
 
     name: str
     scope: Literal["merge", "input"]
-    type: Literal["number", "integer", "boolean", "string", "strings"]
+    type: Type
     default: Scalar | None
     help: str
     low: float | None = None

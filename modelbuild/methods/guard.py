@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -29,7 +29,7 @@ def failed(method: str, title: str, what: str, error: BaseException, where: Wher
 
 
 def guarded(method: Method) -> Method:
-    """The method with errors of its step and operation made ours, and what they give looked at."""
+    """The method with errors of its step, operation and libraries made ours, and what they give looked at."""
     step, operation = method.step, method.operation
     assert step is not None
     assert operation is not None
@@ -41,7 +41,10 @@ def guarded(method: Method) -> Method:
         guard = _Guard(method)
         return _Operation(guard, guard.call("cannot compute", operation))
 
-    return replace(method, step=guarded_step, operation=guarded_operation)
+    def guarded_libraries(parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        return _Guard(method).call("cannot say its libraries", lambda: _names(method.libraries(parameters)))
+
+    return replace(method, step=guarded_step, operation=guarded_operation, libraries=guarded_libraries)
 
 
 class _Guard:
@@ -76,6 +79,13 @@ def _checked(step: Step, request: Request) -> Step:
         raise ValueError("step computes from tensors that it was not given")
     identity("outside/1", step.params)
     return step
+
+
+def _names(libraries: tuple[str, ...]) -> tuple[str, ...]:
+    """The libraries, if they are names of packages; TypeError if not."""
+    if not isinstance(libraries, tuple) or not all(isinstance(name, str) for name in libraries):
+        raise TypeError("libraries gives no tuple of names")
+    return libraries
 
 
 class _Operation:

@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from modelbuild.errors import BuildFailed, Fault, UsageError, Where
-from modelbuild.methods.base import Method
+from modelbuild.methods.base import TYPES, Method, Parameter
 from modelbuild.methods.guard import failed, guarded
 from modelbuild.methods.registry import methods
 
@@ -182,12 +182,17 @@ def _imported(offer: Offer) -> Method:
         raise TypeError(f"{offer.value} is {type(found).__name__}, not a modelbuild.methods.base.Method")
     if found.name != offer.method or not _NAME.fullmatch(found.name):
         raise TypeError(f"its name is {found.name!r}, and the entry point's is {offer.method!r}")
-    if found.step is None or found.operation is None or found.takes != "models":
-        raise TypeError("a method from outside needs a step and an operation, and takes models")
-    if type(found.version) is not int or not all(type(p.name) is str for p in found.parameters):
+    if found.step is None or found.operation is None or found.takes != "models" or found.mixture:
+        raise TypeError("a method from outside needs a step and an operation, takes models, and makes no mixture")
+    if type(found.version) is not int or not all(map(_is_declared, found.parameters)):
         raise TypeError("its version is a whole number, and its parameters are those of modelbuild.methods.base")
     places = tuple(dict.fromkeys([*offer.places, *([place] if place else [])]))
     return guarded(replace(found, distribution=offer.distribution, release=offer.release, places=places))
+
+
+def _is_declared(found: Parameter) -> bool:
+    """Whether a parameter is one that a Modelfile can be read by."""
+    return type(found.name) is str and found.scope in ("merge", "input") and found.type in TYPES
 
 
 def load(offer: Offer, where: Where | None = None) -> Method:

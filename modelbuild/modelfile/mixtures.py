@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from modelbuild.modelfile.faults import Faults
-from modelbuild.modelfile.spec import Constant, Input, Merge, Path, Texts
+from modelbuild.modelfile.spec import Constant, Input, Merge, Path, Texts, Value
 from modelbuild.modelfile.suggest import listed, shown
-from modelbuild.modelfile.tables import Table, title
+from modelbuild.modelfile.tables import Table, means, title
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from modelbuild.methods.base import Method
 
 Prompts: TypeAlias = "tuple[tuple[str, ...], tuple[str, ...]]"
@@ -34,9 +36,11 @@ def check_mixture(faults: Faults, path: Path, raw: Table, merge: Merge, method: 
         return
     _check_counts(faults, path, merge)
     _check_architecture(faults, path, merge)
+    if "gate_mode" in raw and "gate_mode" not in merge.parameters:
+        return  # which mode is meant is not known
     mode = str(_constant(merge, None, "gate_mode") or "hidden")
     _check_given(faults, path, merge, mode)
-    _check_prompts(faults, path, merge, mode)
+    _check_prompts(faults, path, raw, merge, mode)
 
 
 def prompts_of(merge: Merge, entry: Input) -> Prompts:
@@ -112,14 +116,22 @@ def _check_given(faults: Faults, path: Path, merge: Merge, mode: str) -> None:
         )
 
 
-def _check_prompts(faults: Faults, path: Path, merge: Merge, mode: str) -> None:
+def _is_meant(table: Table, read: Mapping[str, Value]) -> bool:
+    """Whether a table has a prompt that was told as a fault already: of a wrong type, or under another name."""
+    return any(name not in read and name != "negative_prompt" and means(name, "prompt") for name in table)
+
+
+def _check_prompts(faults: Faults, path: Path, raw: Table, merge: Merge, mode: str) -> None:
     from modelbuild.methods.moe import PROMPTED
 
     experts = _experts(merge)
     if mode not in PROMPTED or not experts:
         return
     lacking = [entry for entry in experts if not prompts_of(merge, entry)[0]]
-    for entry in lacking:
+    tables = {entry.path: raw["models"][entry.path[-1]] for entry in lacking}
+    for entry in lacking if not _is_meant(raw, merge.parameters) else ():
+        if _is_meant(tables[entry.path], entry.parameters):
+            continue
         fact = f"`gate_mode` {mode} makes the router from texts that each expert is for"
         hint = '`gate_mode = "random"` does without'
         faults.key(entry.path, f"expert `{shown(entry.name)}` has no `prompt`", fact, hint=hint)

@@ -23,6 +23,8 @@ ALIASES = {
     "merge_method": "method", "base_model": "base", "source_model": "model", "sources": "models", "lora": "adapter",
     "layer_range": "layers", "out_dtype": "dtype", "torch_dtype": "dtype", "tokenizer_source": "tokenizer",
     "path": "source", "repo_id": "source", "filter": "match", "targets": "default", "random_seed": "seed",
+    "experts": "models", "positive_prompts": "prompt", "positive_prompt": "prompt", "prompts": "prompt",
+    "negative_prompts": "negative_prompt",
 }  # fmt: skip
 """What other tools call a key, and its name here."""
 
@@ -91,12 +93,12 @@ def read(faults: Faults, path: Path, raw: Table, keys: Keys) -> Table:
         if name in raw:
             if fits(faults, (*path, name), raw[name], key):
                 good[name] = raw[name]
-        elif key.required and not any(_means(other, name) for other in raw if other not in keys):
+        elif key.required and not any(means(other, name) for other in raw if other not in keys):
             faults.key(path, f"{title(path)} has no `{name}`", f"`{name}`: {key.help}")
     return good
 
 
-def _means(word: str, name: str) -> bool:
+def means(word: str, name: str) -> bool:
     """Whether an unknown key is a misspelling of this one, so that it need not be reported as missing too."""
     return ALIASES.get(word) == name or nearest(word, [name]) is not None
 

@@ -95,6 +95,10 @@ def _numeric(faults: Faults, path: Path, parameter: Parameter | None, form: str)
 
 
 def _gradient(faults: Faults, path: Path, raw: list[Any], parameter: Parameter | None) -> Gradient | None:
+    if parameter is not None and parameter.type == "strings":
+        fact = "not everything in this list is a string" if raw else "this list is empty"
+        faults.value(path, f"`{parameter.name}` is {_KINDS[parameter.type][1]}", fact)
+        return None
     if not raw:
         faults.value(path, "a gradient has at least one number")
         return None

@@ -107,6 +107,7 @@ def show_methods(data: list[dict[str, Any]]) -> str:
     lines += [f"computed by {', '.join(found['libraries'])}"] if found["libraries"] else []
     for parameter in found["parameters"]:
         default = "required" if parameter["required"] else f"default {parameter['default']}"
+        default = "optional" if default == "default None" else default
         of = "of the merge" if parameter["scope"] == "merge" else f"of each of {found['takes']}"
         lines.append(f"  {parameter['name']} ({parameter['type']}, {of}, {default}): {parameter['help']}")
     return "\n".join(lines)
