@@ -9,6 +9,7 @@ import typer
 from modelbuild.ending import show as show
 from modelbuild.errors import UsageError
 from modelbuild.flags import FLAGS
+from modelbuild.modelfile.suggest import shown
 from modelbuild.options import Options
 
 
@@ -45,6 +46,15 @@ def targets(context: typer.Context, names: list[str] | None) -> list[str]:
             raise UsageError("there are two files to start from", facts=facts, hint="leave one out")
         context.obj["file"] = found.pop(0)
     return found
+
+
+def no_recipe(word: str | None, command: str) -> None:
+    """Refuses a mergekit YAML where a name is wanted, and says how `command` starts from one."""
+    from modelbuild.importing.load import ENDINGS
+
+    if word is not None and word.lower().endswith(ENDINGS):
+        hint = f"`modelbuild -f {shown(word)} {command}` starts from it"
+        raise UsageError(f"`{shown(word)}` is a file; `{command}` takes names", hint=hint)
 
 
 def options(context: typer.Context, **given: Any) -> Options:
