@@ -143,6 +143,27 @@ def test_a_file_that_is_not_there_is_a_usage_error(mix, path, text):
     assert ran(mix, "import", path, code=2).stderr == f"error: {text}\n"
 
 
+@pytest.mark.parametrize("source", ["org/Some-7B", "https://huggingface.co/org/Some-7B",
+                                    "https://huggingface.co/org/Some-7B/blob/main/README.md"])  # fmt: skip
+def test_a_repository_without_its_prefix_is_told_how_to_be_named(mix, source):
+    assert ran(mix, "import", source, code=2).stderr == (
+        f"error: there is no file `{source}`\n\nhint: a repository on the Hub is `hf:org/Some-7B`\n"
+    )
+
+
+@pytest.mark.parametrize("source", ["folder/nope.yml", "folder/NOPE.md", "./nope", "../nope", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_taken_for_a_repository(mix, source):
+    assert ran(mix, "import", source, code=2).stderr == f"error: there is no file `{source}`\n"
+
+
+def test_what_belongs_to_the_tokenizer_is_sent_there(mix):
+    mix.modelfile(MIX.replace(", densty: 1", "") + "pad_to_multiple_of: 64\n")
+    text = "mergekit does not know `pad_to_multiple_of` in a recipe, and it is left out"
+    assert ran(mix, "import", "mix.yml", "--out", "-").stderr == (
+        f"note: mix.yml:8:1: {text}; `pad_to_multiple_of` stands under `tokenizer`\n"
+    )
+
+
 # --- a recipe in the place of a Modelfile -----------------------------------------------------------------------------
 
 
