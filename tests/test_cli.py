@@ -142,6 +142,21 @@ def test_a_recipe_where_a_name_is_wanted_says_how_to_start_from_it(world, words)
     )
 
 
+@pytest.mark.parametrize("name", ["Modelfile", "a/config.json"])
+def test_inspect_says_of_a_file_without_weights_that_it_has_none(world, name):
+    assert ends(world, 1, "inspect", name) == (
+        f"error: `{os.path.basename(name)}` is no file of weights\n"
+        "   |  weights are .safetensors files, or .bin, .pt or .pth files of torch.save\n"
+    )
+    (world.root / "bad.safetensors").write_bytes(b"not a header")
+    assert "is not a safetensors file to rely on" in ends(world, 1, "inspect", "bad.safetensors")
+
+
+def test_inspect_reads_weights_whatever_the_file_is_called(world):
+    shutil.copy(world.root / "a" / "model.safetensors", world.root / "blob")
+    assert prints(world, "inspect", "blob") == prints(world, "inspect", "a/model.safetensors")
+
+
 def test_the_version_is_that_of_env(world):
     version = json.loads(prints(world, "env", "--json"))["modelbuild"]
     assert prints(world, "--version") == f"modelbuild {version}\n"

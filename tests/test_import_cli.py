@@ -231,6 +231,19 @@ def test_plan_takes_a_recipe_too(mix):
     assert f"note: {NOTE}\n" in found.stdout
 
 
+@pytest.mark.parametrize("command", ["build", "plan"])
+def test_a_card_or_modelfile_in_the_place_of_a_name_says_how_to_start_from_it(mix, command):
+    (mix.root / "card.md").write_text(f"# Mix\n```yaml\n{MIX}```\n")
+    (mix.root / "red" / "Modelfile").write_text("")
+    wanted = {
+        "card.md": "`modelbuild import card.md` writes its recipe as a Modelfile",
+        "red/Modelfile": f"`modelbuild -f red/Modelfile {command}` starts from it",
+    }
+    for name, hint in wanted.items():
+        found = ran(mix, command, name, code=2)
+        assert found.stderr == f"error: `{name}` is a file; `{command}` takes names\n\nhint: {hint}\n"
+
+
 def test_targets_may_follow_a_recipe(mix):
     assert ran(mix, "build", "mix.yml", "mix").stdout.startswith("mix: built")
     assert "`nope` is not in mix.yml" in ran(mix, "build", "mix.yml", "nope", code=2).stderr
