@@ -6,13 +6,15 @@ import contextlib
 import io
 import os
 import sys
+from typing import TextIO
 
 
 def main() -> None:
     """Runs the command line in `sys.argv`; whoever stops listening, or interrupts, gets no traceback."""
     try:
         _main()
-        sys.stdout.flush()
+        for stream in _streams():
+            stream.flush()
     except BrokenPipeError:
         # What is left in the buffer would fail once more when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,6 +44,12 @@ def _main() -> None:
     run()
 
 
+def _streams() -> list[TextIO]:
+    """stdout and stderr, as far as they were open when the process started."""
+    given: tuple[TextIO | None, ...] = (sys.stdout, sys.stderr)
+    return [stream for stream in given if stream is not None]
+
+
 def command() -> None:
     """Runs the command line, and ends the process at once.
 
@@ -54,7 +62,7 @@ def command() -> None:
         if end.code is not None and not isinstance(end.code, int):
             raise
         code = end.code or 0
-    for stream in (sys.stdout, sys.stderr):
+    for stream in _streams():
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(code)

@@ -6,7 +6,7 @@ Both read no weights but those of adapters, once sources are known, and write no
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from modelbuild.plan.planned import Planned
 from modelbuild.report.terminal import Listener
 from modelbuild.result import Counts
 from modelbuild.session import Session, open_session, output_record
-from modelbuild.sources.content import SourceFile
+from modelbuild.sources.content import SourceFile, SourceTensor
 from modelbuild.units import parse_size, show_bytes
 
 
@@ -245,7 +245,7 @@ def why_with(options: Options, name: str, tensor: str | None, listener: Listener
             hint = f"did you mean `{guess}`?" if guess else None
             raise UsageError(f"`{name}` has no tensor `{tensor}`", hint=hint)
         names = [tensor] if tensor is not None else list(artifact.tensors)
-        steps = tuple(_steps(artifact.tensors[tensor])) if tensor is not None else ()
+        steps = tuple(_steps(artifact.tensors[tensor], _owners(session))) if tensor is not None else ()
         old = session.records.read("plan", name)
         if old is None:
             return Why(name, tensor, "new", (("it was never built here", tuple(names)),), steps)
@@ -274,24 +274,29 @@ def _changed_files(session: Session, artifact: Planned) -> list[str]:
     return [name for name in changed if name != PROVENANCE] or changed
 
 
-def _steps(node: Node) -> list[str]:
-    """How a tensor comes about, innermost first, as `why NAME TENSOR` shows it."""
+def _owners(session: Session) -> dict[str, str]:
+    """What the Modelfile calls the source of each file, by the file's path."""
+    found = [(file.path, name) for name, source in session.sources.items() for file in source.files]
+    return dict(reversed(found))
+
+
+def _steps(node: Node, owners: Mapping[str, str]) -> list[str]:
+    """How a tensor comes about, innermost first, as `why NAME TENSOR` shows it; `owners` of files by path."""
     if node.outputs:
         params = ", ".join(f"{key} = {value!r}" for key, value in node.params)
         made = ", ".join(f"{output.name} {output.dtype}" for output in node.outputs)
         last = f"{node.operation} ({params}) by {node.numerics} → {made}, key {node.key[:12]}"
-        return [*_steps(node.inputs[0]), last]
+        return [*_steps(node.inputs[0], owners), last]
     lines = []
     for step in compile_program(node, {}).steps:
         shape = _shape(step.node)
         if isinstance(step, Read):
             assert step.node.source is not None
-            source = step.node.source
-            lines.append(f"read {source.name} from {source.source_file.name} ({step.node.dtype} {shape})")
+            lines.append(f"read {_at_rest(step.node.source, owners)} ({step.node.dtype} {shape})")
         elif isinstance(step, Run):
             params = ", ".join(f"{key} = {value!r}" for key, value in step.node.params)
             if step.node.rows is not None:
-                lines += [f"rows of {_called(used)} ({used.dtype} {_shape(used)})" for used in step.node.inputs]
+                lines += [f"rows of {_called(used, owners)} ({used.dtype} {_shape(used)})" for used in step.node.inputs]
             by = f" by {step.node.numerics}" if step.node.numerics is not None else ""
             lines.append(f"{step.node.operation} ({params}){by} → {step.node.dtype} {shape}, key {step.node.key[:12]}")
     return lines
@@ -301,8 +306,14 @@ def _shape(node: Node) -> str:
     return "×".join(map(str, node.shape)) or "scalar"
 
 
-def _called(node: Node) -> str:
+def _at_rest(tensor: SourceTensor, owners: Mapping[str, str]) -> str:
+    file = tensor.source_file
+    owner = f" of `{owners[file.path]}`" if file.path in owners else ""
+    return f"{tensor.name}{owner} from {file.name}"
+
+
+def _called(node: Node, owners: Mapping[str, str]) -> str:
     """What a tensor of which rows are taken is called: a source's by its name and file, another by its operation."""
     if node.source is None:
         return f"what {node.operation} makes, key {node.key[:12]}"
-    return f"{node.source.name} from {node.source.file.name}"
+    return _at_rest(node.source, owners)

@@ -109,8 +109,8 @@ def _take(rest: list[str], known: Sequence[str], environ: Mapping[str, str], nam
         word = rest.pop(0)
         if word.startswith("-"):
             _put(given, flags[word], rest)
-        elif word.lower().endswith((".yml", ".yaml")):
-            raise _NotPlainError  # a recipe in the place of the Modelfile
+        elif "." in word or "/" in word:
+            raise _NotPlainError  # a recipe in the place of the Modelfile, or no name at all
         elif names is not None:
             names.append(word)
     for flag in {*flags.values()}:

@@ -115,6 +115,98 @@ def test_exit_2_for_words_that_make_no_sense(world):
     assert ends(world, 2, "build", "--set", "nonsense").startswith("error: ")
 
 
+def test_options_of_the_whole_command_say_where_they_stand(world):
+    text = "error: `-f` stands before the command\n\nhint: `modelbuild -f FILE COMMAND`\n"
+    assert ends(world, 2, "plan", "--values", "m", "-f", "Modelfile") == text
+    text = ends(world, 2, "plan", "--file", "Modelfile")
+    assert text == "error: `--file` stands before the command\n\nhint: `modelbuild --file FILE COMMAND`\n"
+
+
+@pytest.mark.parametrize("words", [("--debug", "clean"), ("clean", "--debug"), ("build", "x", "--debug")], ids=" ".join)
+def test_debug_shows_where_wherever_it_stands(world, monkeypatch, words):
+    monkeypatch.setattr("modelbuild.tidy.clean", lambda *given: 1 // 0)
+    expected = "UsageError" if "build" in words else "ZeroDivisionError"
+    text = run(world, *words).stderr
+    assert "Traceback" in text
+    assert expected in text.splitlines()[-1] or f"{expected}: " in text, text
+    assert "NoSuchOption" not in text
+
+
+@pytest.mark.parametrize("words", [("why", "mix.yml", "m"), ("verify", "mix.yml"), ("lock", "mix.YAML")])
+def test_a_recipe_where_a_name_is_wanted_says_how_to_start_from_it(world, words):
+    assert ends(world, 2, *words) == (
+        f"error: `{words[1]}` is a file; `{words[0]}` takes names\n\n"
+        f"hint: `modelbuild -f {words[1]} {words[0]}` starts from it\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["Modelfile", "a/config.json"])
+def test_inspect_says_of_a_file_without_weights_that_it_has_none(world, name):
+    assert ends(world, 1, "inspect", name) == (
+        f"error: `{os.path.basename(name)}` is no file of weights\n"
+        "   |  weights are .safetensors files, or .bin, .pt or .pth files of torch.save\n"
+    )
+    (world.root / "bad.safetensors").write_bytes(b"not a header")
+    assert "is not a safetensors file to rely on" in ends(world, 1, "inspect", "bad.safetensors")
+
+
+def test_inspect_reads_weights_whatever_the_file_is_called(world):
+    shutil.copy(world.root / "a" / "model.safetensors", world.root / "blob")
+    assert prints(world, "inspect", "blob") == prints(world, "inspect", "a/model.safetensors")
+
+
+def test_the_version_is_that_of_env(world):
+    version = json.loads(prints(world, "env", "--json"))["modelbuild"]
+    assert prints(world, "--version") == f"modelbuild {version}\n"
+
+
+def test_parameters_are_shown_as_a_modelfile_writes_them(world):
+    lines = prints(world, "methods", "dare_ties").splitlines()
+    assert "  weight (number, of each of models, required): share of this model's difference from the base" in lines
+    assert (
+        "  density (number from 0 to 1, of each of models, default 1.0): share of the delta's elements that is kept"
+    ) in lines
+    assert "  normalize (boolean, of the merge, default false): divide by the sum of the weights" in lines
+    (rescale,) = [line for line in lines if line.startswith("  rescale_by")]
+    assert rescale.startswith('  rescale_by ("norm" or "density", of the merge, default "norm"): ')
+    (prompt,) = [line for line in prints(world, "methods", "moe").splitlines() if line.startswith("  prompt ")]
+    assert prompt.startswith("  prompt (strings, of each of models, optional): ")
+
+
+def test_every_method_shows_its_parameters_without_a_word_of_python(world):
+    for found in json.loads(prints(world, "methods", "--json")):
+        text = prints(world, "methods", found["name"])
+        assert not re.search(r"\b(None|True|False)\b", text), text
+        for parameter in found["parameters"]:
+            assert all(f'"{choice}"' in text for choice in parameter["choices"] if found["kind"] == "method"), text
+
+
+def test_why_says_which_model_a_tensor_is_read_from(world):
+    text = prints(world, "why", "m", "model.norm.weight")
+    assert "  read model.norm.weight of `a` from model.safetensors (BF16 32)\n" in text
+    assert "  read model.norm.weight of `b` from model.safetensors (BF16 32)\n" in text
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
+def test_streams_that_are_closed_are_no_reason_to_fail(world, closed):
+    run(world, *FAST)
+    ends_here = {"stdout": ">&-", "stderr": "2>&-", "both": ">&- 2>&-"}[closed]
+    command = f'"{sys.executable}" -m modelbuild build {ends_here}'
+    done = subprocess.run(["sh", "-c", command], cwd=world.root, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_json_is_one_document_of_every_command_that_prints(world):
+    assert json.loads(prints(world, "schema", "--json")) == json.loads(prints(world, "schema"))
+    assert json.loads(prints(world, "cache", "dir", "--json")) == {"path": prints(world, "cache", "dir").strip()}
+    assert json.loads(prints(world, "-f", "New", "init", "--json")) == {"modelfile": "New"}
+    assert json.loads(prints(world, "clean", "--json")) == {"notes": []}
+    run(world, *FAST)
+    (key,) = [found["key"] for found in json.loads(prints(world, "cache", "ls", "--json"))]
+    pinned = json.loads(prints(world, "cache", "pin", key, "--json"))
+    assert pinned == {"notes": [f"{key[:12]} is pinned"]}
+
+
 def test_exit_2_without_a_modelfile(world):
     world.path.unlink()
     hint = "hint: `modelbuild init` writes one to start from\n"
@@ -356,7 +448,7 @@ def test_every_option_has_its_variable_named_after_it():
     seen = set()
     for words, command in commands().items():
         for option in command.params:
-            if option.param_type_name != "option" or option.name == "help":
+            if option.param_type_name != "option" or option.name in ("help", "version"):
                 continue
             long = max(option.opts, key=len)
             expected = f"MODELBUILD_{long.removeprefix('--').replace('-', '_').upper()}"

@@ -143,6 +143,27 @@ def test_a_file_that_is_not_there_is_a_usage_error(mix, path, text):
     assert ran(mix, "import", path, code=2).stderr == f"error: {text}\n"
 
 
+@pytest.mark.parametrize("source", ["org/Some-7B", "https://huggingface.co/org/Some-7B",
+                                    "https://huggingface.co/org/Some-7B/blob/main/README.md"])  # fmt: skip
+def test_a_repository_without_its_prefix_is_told_how_to_be_named(mix, source):
+    assert ran(mix, "import", source, code=2).stderr == (
+        f"error: there is no file `{source}`\n\nhint: a repository on the Hub is `hf:org/Some-7B`\n"
+    )
+
+
+@pytest.mark.parametrize("source", ["folder/nope.yml", "folder/NOPE.md", "./nope", "../nope", "a/b/c"])
+def test_a_path_that_is_not_there_is_not_taken_for_a_repository(mix, source):
+    assert ran(mix, "import", source, code=2).stderr == f"error: there is no file `{source}`\n"
+
+
+def test_what_belongs_to_the_tokenizer_is_sent_there(mix):
+    mix.modelfile(MIX.replace(", densty: 1", "") + "pad_to_multiple_of: 64\n")
+    text = "mergekit does not know `pad_to_multiple_of` in a recipe, and it is left out"
+    assert ran(mix, "import", "mix.yml", "--out", "-").stderr == (
+        f"note: mix.yml:8:1: {text}; `pad_to_multiple_of` stands under `tokenizer`\n"
+    )
+
+
 # --- a recipe in the place of a Modelfile -----------------------------------------------------------------------------
 
 
@@ -208,6 +229,19 @@ def test_plan_takes_a_recipe_too(mix):
     found = ran(mix, "plan", "mix.yml")
     assert found.stdout.startswith("mix: would be built (21 computed of 21 tensors)\n")
     assert f"note: {NOTE}\n" in found.stdout
+
+
+@pytest.mark.parametrize("command", ["build", "plan"])
+def test_a_card_or_modelfile_in_the_place_of_a_name_says_how_to_start_from_it(mix, command):
+    (mix.root / "card.md").write_text(f"# Mix\n```yaml\n{MIX}```\n")
+    (mix.root / "red" / "Modelfile").write_text("")
+    wanted = {
+        "card.md": "`modelbuild import card.md` writes its recipe as a Modelfile",
+        "red/Modelfile": f"`modelbuild -f red/Modelfile {command}` starts from it",
+    }
+    for name, hint in wanted.items():
+        found = ran(mix, command, name, code=2)
+        assert found.stderr == f"error: `{name}` is a file; `{command}` takes names\n\nhint: {hint}\n"
 
 
 def test_targets_may_follow_a_recipe(mix):

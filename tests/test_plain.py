@@ -130,7 +130,10 @@ def test_the_library_knows_no_option_of_the_commands_that_the_table_does_not():
 
     main = typer.main.get_command(app)
     for known, command in ((BEFORE, main), *((COMMANDS[name], main.commands[name]) for name in COMMANDS)):
-        words = {word for option in command.params for word in option.opts if word.startswith("-")} - {"--help"}
+        words = {word for option in command.params for word in option.opts if word.startswith("-")} - {
+            "--help",
+            "--version",
+        }
         assert words == {word for name in known for word in FLAGS[name].words}
 
 

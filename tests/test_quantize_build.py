@@ -209,7 +209,7 @@ def test_the_plan_says_what_is_written_twice_and_what_runs_alone(world):
 def test_why_shows_how_a_tensor_comes_about(world):
     name = "model.layers.0.mlp.up_proj.weight"
     first, last = world.why("q", name).steps
-    assert first.startswith(f"read {name} from model.safetensors (BF16 128×64)")
+    assert first.startswith(f"read {name} of `base` from model.safetensors (BF16 128×64)")
     assert last.startswith(
         "bnb (type = 'nf4', double_quant = True, block_size = 64, transposed = False) by bitsandbytes "
     )

@@ -277,6 +277,14 @@ def test_a_missing_source_is_told_with_the_nearest_name(home: Path) -> None:
     assert fault(SourceNotFound, home, "zzz").endswith("has no `zzz`")
 
 
+def test_a_missing_source_is_never_taken_for_a_recipe_nor_its_folder_for_a_file(home: Path) -> None:
+    (home / "moe.yml").touch()
+    (home / "weights.bin").touch()
+    assert "hint" not in fault(SourceNotFound, home, "moe")
+    assert "hint" not in fault(SourceNotFound, home, "weight.bin/chronos")
+    assert fault(SourceNotFound, home, "weight.bin").endswith("hint: did you mean `weights.bin`?")
+
+
 def test_a_link_to_nothing_is_told(home: Path) -> None:
     (home / "m").symlink_to("gone")
     assert "`m` is a link to nothing" in fault(SourceNotFound, home)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from modelbuild import __version__
 from modelbuild.cli import building, cache, importing, looking
 from modelbuild.cli.words import Debug, option
 from modelbuild.ending import asked_for, end_with
@@ -27,11 +29,21 @@ for _look in (looking.methods, looking.schema, looking.env, looking.clean, looki
 app.command("import")(importing.import_)
 
 
+def _version(asked: bool) -> None:
+    """Prints the version, where it is asked for, and ends the command."""
+    if asked:
+        print(f"modelbuild {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     context: typer.Context,
     file: Annotated[str, option("modelfile")] = "Modelfile",
     debug: Debug = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Build language-model weights the way a build system builds programs."""
     context.obj = {"file": file, "debug": debug}
@@ -45,7 +57,8 @@ def run() -> NoReturn:
 def _parsed() -> Any:
     """Parses the words and runs the command; what the parser has to say is raised as ours."""
     try:
-        result = app(standalone_mode=False)
+        # Errors advise `--debug`, which is then put where it comes to mind: at the end. `asked_for` sees it anywhere.
+        result = app([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:
@@ -58,10 +71,16 @@ def _parsed() -> Any:
     return result
 
 
+_BEFORE = {"-f": "-f FILE", "--file": "--file FILE"}
+"""Options that stand before the command, and how."""
+
+
 def _of_usage(error: Any) -> ModelbuildError:
     """What the parser of the command line says, as one of ours."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return UsageError("a command is missing", hint="`modelbuild --help` lists them")
+    if (option := getattr(error, "option_name", None)) in _BEFORE and type(error).__name__ == "NoSuchOption":
+        return UsageError(f"`{option}` stands before the command", hint=f"`modelbuild {_BEFORE[option]} COMMAND`")
     text, _, guess = error.format_message().partition(" Did you mean ")
     hint = f"did you mean {guess.replace(chr(39), '`')}" if guess else None
     return UsageError(text[:1].lower() + text[1:].rstrip("."), hint=hint)

@@ -19,6 +19,7 @@ from modelbuild.cli.words import (
     Out,
     Plugins,
     Set,
+    no_recipe,
     option,
     options,
     show,
@@ -102,6 +103,7 @@ def why(
     from modelbuild.report.plan import show_why
     from modelbuild.report.terminal import listener
 
+    no_recipe(name, "why")
     made = options(
         context, cache=cache, out=out, allow_path=allow_path, offline=offline, locked=locked, frozen=frozen,
         plugins=plugins, overrides=tuple(overrides or ()),
@@ -126,6 +128,8 @@ def lock(
     from modelbuild.report.lock import show_lock
     from modelbuild.report.terminal import listener
 
+    for name in names or ():
+        no_recipe(name, "lock")
     if names and not update:
         raise UsageError("all sources are locked together", hint=f"`--update {names[0]}` looks up that one anew")
     made = options(
@@ -158,6 +162,7 @@ def verify(
     from modelbuild.report.terminal import listener
     from modelbuild.verifying import verify_with
 
+    no_recipe(name, "verify")
     made = options(
         context, cache=cache, out=out, jobs=jobs, memory=memory, allow_path=allow_path, offline=offline, locked=locked,
         frozen=frozen, plugins=plugins,
@@ -166,8 +171,9 @@ def verify(
     show(result.as_json(), show_verification(result), as_json)
 
 
-def init(context: typer.Context) -> None:
+def init(context: typer.Context, as_json: Json = False) -> None:
     """Write a commented Modelfile to start from."""
     from modelbuild.locking import write_template
 
-    print(write_template(context.obj["file"]))
+    text = write_template(context.obj["file"])
+    show({"modelfile": context.obj["file"]}, text, as_json)

@@ -26,9 +26,10 @@ def _with_cache(context: typer.Context, cache: str | None, work: Callable[..., A
 
 
 @app.command("dir")
-def cache_dir(context: typer.Context, cache: Cache = None) -> None:
+def cache_dir(context: typer.Context, cache: Cache = None, as_json: Json = False) -> None:
     """Print the cache folder."""
-    print(options(context, cache=cache).cache_root)
+    root = options(context, cache=cache).cache_root
+    show({"path": root}, root, as_json)
 
 
 @app.command("size")
@@ -100,8 +101,10 @@ def cache_pin(
     key: Annotated[str, typer.Argument(help="An artifact's key, or the start of one, as `cache ls` shows it.")],
     cache: Cache = None,
     off: Annotated[bool, typer.Option("--off", help="Let it go again.", envvar="MODELBUILD_OFF")] = False,
+    as_json: Json = False,
 ) -> None:
     """Keep an artifact whatever the limits of `gc`."""
     from modelbuild.tidy import pin
 
-    print(_with_cache(context, cache, lambda store: pin(store, key, not off)))
+    text = _with_cache(context, cache, lambda store: pin(store, key, not off))
+    show({"notes": [text]}, text, as_json)

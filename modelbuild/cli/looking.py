@@ -23,8 +23,8 @@ def methods(
     show(data, show_methods(data), as_json)
 
 
-def schema(plugins: Plugins = "") -> None:
-    """Print a JSON Schema of the Modelfile, for editors."""
+def schema(as_json: Json = False, plugins: Plugins = "") -> None:
+    """Print a JSON Schema of the Modelfile, for editors; it is JSON with and without --json."""
     from modelbuild.methods.outside import Outside
     from modelbuild.modelfile.schema import json_schema
 
@@ -44,13 +44,15 @@ def clean(
     out: Out = None,
     cache: Cache = None,
     dry_run: DryRun = False,
+    as_json: Json = False,
     plugins: Plugins = "",
 ) -> None:
     """Remove from the output folder what the Modelfile no longer names."""
     from modelbuild.tidy import clean as tidy
 
-    for line in tidy(options(context, out=out, cache=cache, plugins=plugins), dry_run):
-        print(line)
+    lines = tidy(options(context, out=out, cache=cache, plugins=plugins), dry_run)
+    if lines or as_json:
+        show({"notes": lines}, "\n".join(lines), as_json)
 
 
 def inspect(

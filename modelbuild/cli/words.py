@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from modelbuild.ending import show as show
 from modelbuild.errors import UsageError
 from modelbuild.flags import FLAGS
+from modelbuild.modelfile.suggest import shown
 from modelbuild.options import Options
 
 
@@ -44,7 +46,30 @@ def targets(context: typer.Context, names: list[str] | None) -> list[str]:
             facts = (f"`-f {context.obj['file']}` names a Modelfile", f"`{found[0]}` stands in its place")
             raise UsageError("there are two files to start from", facts=facts, hint="leave one out")
         context.obj["file"] = found.pop(0)
+    for name in found:
+        _no_file(name, context.info_name or "build")
     return found
+
+
+def _no_file(name: str, command: str) -> None:
+    """Refuses a file that is there where a name is wanted: names have neither dots nor slashes."""
+    if not ("." in name or "/" in name) or not os.path.isfile(name):
+        return
+    from modelbuild.importing.card import ENDINGS as CARDS
+
+    is_card = name.lower().endswith(CARDS)
+    does = "writes its recipe as a Modelfile" if is_card else "starts from it"
+    words = f"import {shown(name)}" if is_card else f"-f {shown(name)} {command}"
+    raise UsageError(f"`{shown(name)}` is a file; `{command}` takes names", hint=f"`modelbuild {words}` {does}")
+
+
+def no_recipe(word: str | None, command: str) -> None:
+    """Refuses a mergekit YAML where a name is wanted, and says how `command` starts from one."""
+    from modelbuild.importing.load import ENDINGS
+
+    if word is not None and word.lower().endswith(ENDINGS):
+        hint = f"`modelbuild -f {shown(word)} {command}` starts from it"
+        raise UsageError(f"`{shown(word)}` is a file; `{command}` takes names", hint=hint)
 
 
 def options(context: typer.Context, **given: Any) -> Options:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from modelbuild.importing.known import METHODS
+from modelbuild.importing.known import METHODS, TOKENIZER
 from modelbuild.importing.nouns import Findings, Item, Place, Ref
 from modelbuild.modelfile.suggest import did_you_mean, shown
 
@@ -31,9 +31,15 @@ def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> d
             if key in SEEDS:
                 findings.note(inner.place, f"{text}, and it is left out; {SEEDS[key]}")
             else:
-                misplaced = key in PARAMETERS and "parameters" in names
-                findings.unread(inner.place, text, MISPLACED if misplaced else did_you_mean(key, names))
+                findings.unread(inner.place, text, _placed(key, names) or did_you_mean(key, names))
     return {key: item.value[key] for key in names if key in item.value and item.value[key].value is not None}
+
+
+def _placed(key: str, names: tuple[str, ...]) -> str | None:
+    """Where a key that stands in the wrong place belongs; None for all others."""
+    if key in PARAMETERS and "parameters" in names:
+        return MISPLACED
+    return f"`{key}` stands under `tokenizer`" if key in TOKENIZER[1:] and "tokenizer" in names else None
 
 
 def entries(findings: Findings, item: Item, name: str) -> list[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ from modelbuild.errors import UsageError, Where
 from modelbuild.importing.card import ENDINGS as CARDS
 from modelbuild.importing.card import recipe, title
 from modelbuild.importing.fetch import fetch
-from modelbuild.importing.load import parsed, read_bytes
+from modelbuild.importing.load import ENDINGS, parsed, read_bytes
 from modelbuild.importing.models import Folders
 from modelbuild.importing.names import last_name
 from modelbuild.importing.translate import Imported, translate
 from modelbuild.importing.yamltext import decoded
+from modelbuild.modelfile.keys import REPOSITORY
 from modelbuild.modelfile.suggest import shown
 
 STDOUT = "-"
@@ -47,6 +49,7 @@ def import_recipe(source: str, out: str, *, name: str | None = None, block: int 
         display, near = f"{source}/{file}", []
     else:
         path, display, near = source, source, [os.path.dirname(os.path.abspath(source))]
+    _refuse_address(source)
     text = decoded(read_bytes(path), display)
     origin = Where(display)
     candidates = [last_name(source.partition("@")[0] if source.startswith("hf:") else os.path.splitext(source)[0])]
@@ -60,6 +63,20 @@ def import_recipe(source: str, out: str, *, name: str | None = None, block: int 
     imported = translate(text, origin, candidates, Folders(home, (*near, os.getcwd())))
     parsed(imported, display)
     return Written(None if out == STDOUT else _write(out, imported.text), imported)
+
+
+_HUB = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/")
+
+
+def _refuse_address(source: str) -> None:
+    """Raises UsageError for what names a repository as a browser does, or mergekit, and is no file."""
+    page = _HUB.match(source)
+    words = source[page.end() :].split("/")[:2] if page else source.split("/")
+    name = "/".join(words)
+    is_file = os.path.lexists(source) or name.lower().endswith((*ENDINGS, *CARDS))
+    if re.fullmatch(REPOSITORY, name) and words[0].strip(".") and (page or not is_file):
+        hint = f"a repository on the Hub is `hf:{shown(name)}`"
+        raise UsageError(f"there is no file `{shown(source)}`", hint=hint)
 
 
 def _write(path: str, text: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from modelbuild.errors import SourceNotFound
+from modelbuild.errors import BuildFailed, SourceNotFound
 from modelbuild.importing.load import load
 from modelbuild.modelfile.spec import Adapter, Base
 from modelbuild.options import Options
 from modelbuild.sources.pickles import is_pickle_name, read_pickled_header
 from modelbuild.sources.safetensors import Header, read_header
-from modelbuild.sources.shards import is_old_weights
+from modelbuild.sources.shards import SAFETENSORS, is_old_weights
 from modelbuild.sources.stamps import open_regular
+from modelbuild.sources.strictjson import show
 from modelbuild.units import show_bytes
 
 
@@ -43,7 +44,13 @@ def inspection(options: Options, path: str) -> dict[str, Any]:
 def _header(file: str) -> Header:
     name, size = os.path.basename(file), os.path.getsize(file)
     if not is_pickle_name(name):
-        return read_header(file, size, name=name)
+        try:
+            return read_header(file, size, name=name)
+        except BuildFailed:
+            if name.endswith(SAFETENSORS.suffixes):
+                raise
+            facts = ["weights are .safetensors files, or .bin, .pt or .pth files of torch.save"]
+            raise BuildFailed(f"{show(name)} is no file of weights", facts=facts) from None
     descriptor = open_regular(os.path.realpath(file), name)
     try:
         return read_pickled_header(descriptor, size, name=name)

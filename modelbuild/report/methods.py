@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,7 @@ def _parameter(found: Parameter) -> dict[str, Any]:
         "required": found.default is None and not found.nullable,
         "low": found.low,
         "high": found.high,
+        "choices": list(found.choices),
         "help": found.help,
     }
 
@@ -106,8 +108,22 @@ def show_methods(data: list[dict[str, Any]]) -> str:
     lines += ["not built yet"] if not found["built"] else []
     lines += [f"computed by {', '.join(found['libraries'])}"] if found["libraries"] else []
     for parameter in found["parameters"]:
-        default = "required" if parameter["required"] else f"default {parameter['default']}"
-        default = "optional" if default == "default None" else default
         of = "of the merge" if parameter["scope"] == "merge" else f"of each of {found['takes']}"
-        lines.append(f"  {parameter['name']} ({parameter['type']}, {of}, {default}): {parameter['help']}")
+        lines.append(f"  {parameter['name']} ({_values(parameter)}, {of}, {_default(parameter)}): {parameter['help']}")
     return "\n".join(lines)
+
+
+def _values(parameter: dict[str, Any]) -> str:
+    """What a parameter may be: its type, its range or its choices."""
+    if parameter["choices"]:
+        return " or ".join(json.dumps(choice) for choice in parameter["choices"])
+    low, high = parameter["low"], parameter["high"]
+    above = "" if low is None else f" from {low:g}"
+    return f"{parameter['type']}{above}{'' if high is None else f' to {high:g}'}"
+
+
+def _default(parameter: dict[str, Any]) -> str:
+    """What holds where a parameter is absent, as a Modelfile would say it."""
+    if parameter["required"]:
+        return "required"
+    return "optional" if parameter["default"] is None else f"default {json.dumps(parameter['default'])}"

@@ -73,16 +73,19 @@ def _missing(folder: str, path: str, shown: str) -> SourceNotFound:
         return SourceNotFound(f"{show(shown)} is not there", facts=[f"{show(missing)} is a link to nothing"])
     place = "the Modelfile's folder" if here == folder else show(os.path.relpath(here, folder))
     facts = [f"{place} has no {show(missing)}"]
-    return SourceNotFound(f"{show(shown)} is not there", facts=facts, hint=_similar(missing, here))
+    hint = _similar(missing, here, folders=len(rest) > 1)
+    return SourceNotFound(f"{show(shown)} is not there", facts=facts, hint=hint)
 
 
-def _similar(name: str, folder: str) -> str | None:
+def _similar(name: str, folder: str, *, folders: bool) -> str | None:
     from modelbuild.modelfile.suggest import did_you_mean
+    from modelbuild.sources.shards import PICKLES, SAFETENSORS
 
     try:
         names = sorted(other for other in os.listdir(folder) if other.isprintable())
     except OSError:
         return None
-    # A source is a folder or a file of weights: the Modelfile and its lock are never meant.
-    likely = [other for other in names if "." in other or os.path.isdir(os.path.join(folder, other))]
+    # A source is a folder or a file of weights, and what leads to it a folder: a recipe or a lock is never meant.
+    ends = () if folders else (*SAFETENSORS.suffixes, *PICKLES.suffixes)
+    likely = [other for other in names if other.endswith(ends) or os.path.isdir(os.path.join(folder, other))]
     return did_you_mean(name, likely)
