@@ -799,7 +799,7 @@ def test_methods_schema_and_env_print_data(world):
     assert {parameter["name"] for parameter in linear["parameters"]} >= {"weight", "normalize"}
     assert prints(world, "methods", "linear").startswith("linear: ")
     assert "not built yet" in prints(world, "methods", "gguf")
-    assert "  density (number, of the merge, optional): " in prints(world, "methods", "tsv")
+    assert "  density (number from 0 to 1, of the merge, optional): " in prints(world, "methods", "tsv")
     assert "  lambda (number, of the merge, default 1.0): " in prints(world, "methods", "tsv")
     schema = json.loads(prints(world, "schema"))
     assert {"base", "adapter", "merge", "quantize", "publish", "settings"} <= schema["properties"].keys()
