@@ -75,7 +75,7 @@ def plan_lora(
     misfits: list[_Misfit] = []
     for name, own in tensors.items():
         try:
-            tensors[name], decisions[name] = _tensor(spec, merge, method, _spot(base, name), own, touches)
+            tensors[name], decisions[name] = _tensor(spec, merge, method, spot_of(base, name), own, touches)
         except _Misfit as misfit:
             misfits.append(misfit)
     faults += _misfit_faults(spec, merge, misfits)
@@ -104,7 +104,7 @@ def _tensor(
     found = [(entry, touch[name]) for entry, touch in zip(merge.adapters, touches, strict=True) if name in touch]
     if not found or not is_merged(merge, name):
         return cast(own, wanted), Decision(inputs=((merge.base or "", own.key),))
-    weights = _weights(method, merge, spot, tuple(entry for entry, _ in found))
+    weights = weights_at(method, merge, spot, tuple(entry for entry, _ in found))
     start, terms = _terms(name, own, found, weights)
     step = lora_step(start, terms)
     labels: list[tuple[str, Scalar | None]] = []
@@ -132,7 +132,8 @@ def _parts(touch: Touch) -> list[SourceTensor]:
     return [*pair, *added, *([touch.replaced] if touch.replaced is not None else [])]
 
 
-def _weights(method: Method, merge: Merge, spot: Spot, entries: tuple[Input, ...]) -> list[float]:
+def weights_at(method: Method, merge: Merge, spot: Spot, entries: tuple[Input, ...]) -> list[float]:
+    """The weight of each adapter for the tensor at a spot."""
     name, count = spot.name, len(entries)
     row = Row(name, name, merge.base, merge.base or "", entries, (name,) * count, (spot,) * count, spot, None)
     _, per_input = parameters(method, merge, row)
@@ -324,7 +325,8 @@ def _vocabulary_faults(spec: Spec, merge: Merge, base: Planned, tensors: Mapping
     return [Fault(message, spec.where("merge", merge.name, "adapters"), facts, hint)]
 
 
-def _spot(base: Planned, name: str) -> Spot:
+def spot_of(base: Planned, name: str) -> Spot:
+    """Where a tensor of the base stands among its layers."""
     place = base.layout.places.get(name)
     layer = place.layer if place is not None else None
     return Spot(name, layer, layer or 0, base.layout.count(place))

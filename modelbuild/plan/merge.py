@@ -50,13 +50,13 @@ def plan_merge(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Pl
     aligned = align(spec, merge, with_heads(alike, donor_name(merge)), donor_name(merge))
     inputs = aligned.inputs
     misfits = Misfits(spec, merge, inputs)
-    stretches = _stretches(merge, method, inputs, misfits)
+    stretches = stretches_of(merge, method, inputs, misfits)
     misfits.stop()
-    _check_points(merge, inputs, stretches, misfits)
+    check_points(merge, inputs, stretches, misfits)
     numerics = class_of(spec, merge, method)
     tensors: dict[str, Node] = {}
     decisions: dict[str, Decision] = {}
-    for row in _rows(merge, inputs, stretches, misfits):
+    for row in rows_of(merge, inputs, stretches, misfits):
         node, decision = _tensor(spec, merge, method, row, misfits, aligned, numerics)
         tensors[row.name] = node
         decisions[row.name] = aligned.told(decision)
@@ -79,7 +79,8 @@ def _side(merge: Merge, side: Side, stretches: Sequence[Stretch]) -> Side:
 # --- which tensors meet which -----------------------------------------------------------------------------------------
 
 
-def _stretches(merge: Merge, method: Method, inputs: Mapping[str, Planned], misfits: Misfits) -> tuple[Stretch, ...]:
+def stretches_of(merge: Merge, method: Method, inputs: Mapping[str, Planned], misfits: Misfits) -> tuple[Stretch, ...]:
+    """The stretches of output layers, in order: one for each slice, or one for all."""
     if not merge.slices:
         entries = merge.models
         return (Stretch(None, entries, (0,) * len(entries), 0, 0, 0, donor_name(merge)),)
@@ -105,7 +106,9 @@ def _stretches(merge: Merge, method: Method, inputs: Mapping[str, Planned], misf
     return tuple(result)
 
 
-def _rows(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stretch], misfits: Misfits) -> Iterator[Row]:
+def rows_of(
+    merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stretch], misfits: Misfits
+) -> Iterator[Row]:
     """Each output tensor with the input tensors that meet in it, in the order of the donor's tensors."""
     if not merge.slices:
         yield from _whole_rows(merge, inputs, stretches[0], misfits)
@@ -199,10 +202,10 @@ def _layer_rows(merge: Merge, inputs: Mapping[str, Planned], stretch: Stretch, m
         if kinds and (kind := _kind(donor, places)) not in kinds:
             misfits.other_layers(donor.name, first.name, stretch.donor_start + index, dict(kind), dict(kinds[0]))
         for place in places:
-            out = _in_layer(first, place, stretch.first + index)
+            out = in_layer(first, place, stretch.first + index)
             spot = Spot(out, stretch.first + index, index, stretch.count)
             sources = [
-                _in_layer(inputs[e.name], place, s + index) for e, s in zip(stretch.inputs, stretch.starts, strict=True)
+                in_layer(inputs[e.name], place, s + index) for e, s in zip(stretch.inputs, stretch.starts, strict=True)
             ]
             spots = tuple(
                 Spot(inputs[entry.name].aliases.get(source, source), start + index, index, stretch.count)
@@ -212,7 +215,7 @@ def _layer_rows(merge: Merge, inputs: Mapping[str, Planned], stretch: Stretch, m
             yield Row(out, own, merge.base, donor.name, stretch.inputs, tuple(sources), spots, spot, stretch.part)
         for entry, start in zip(stretch.inputs, stretch.starts, strict=True):
             found = inputs[entry.name].layout.by_layer.get(start + index, ())
-            names = [(p.name(start + index), _in_layer(donor, p, stretch.donor_start + index)) for p in found]
+            names = [(p.name(start + index), in_layer(donor, p, stretch.donor_start + index)) for p in found]
             _note_extra(merge, inputs, entry.name, donor.name, names, misfits)
 
 
@@ -222,7 +225,7 @@ def _kind(planned: Planned, places: Sequence[Place]) -> frozenset[tuple[str, tup
     return frozenset(pair for pair in named if not is_recomputed(*pair))
 
 
-def _in_layer(planned: Planned, place: Place, layer: int) -> str:
+def in_layer(planned: Planned, place: Place, layer: int) -> str:
     """The name that `place` has in another model's main stack, whose prefix may differ."""
     return f"{planned.layout.main or place.stack}.{layer}.{place.rest}"
 
@@ -238,7 +241,8 @@ def _end_row(merge: Merge, stretch: Stretch, name: str) -> Row:
     )
 
 
-def _check_points(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stretch], misfits: Misfits) -> None:
+def check_points(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stretch], misfits: Misfits) -> None:
+    """Notes the points of parameters that lie beyond the layers that they speak of."""
     total = sum(s.count for s in stretches) if merge.slices else deepest(merge, inputs[donor_name(merge)])
     for name, value in merge.parameters.items():
         misfits.check_layer(greatest_layer(value), total, ("merge", merge.name, name), "the output")

@@ -11,7 +11,7 @@ from modelbuild.methods.moe import architectures
 from modelbuild.modelfile.spec import Merge, Scalar, Spec
 from modelbuild.plan.fit import Misfits, Row
 from modelbuild.plan.layout import Place
-from modelbuild.plan.merge import _check_points, _in_layer, _stretches, computed, parameters, wanted_dtype
+from modelbuild.plan.merge import check_points, computed, in_layer, parameters, stretches_of, wanted_dtype
 from modelbuild.plan.mixture_outputs import MIXTURES, Mixture, config_of, of_model_type, refusal
 from modelbuild.plan.node import FLOATS, Node, cast
 from modelbuild.plan.overrides import merged, overridden
@@ -43,7 +43,7 @@ def plan_mixture(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, 
     mixture = chosen(spec, merge, own, inputs)
     _check_base(spec, merge, mixture, own)
     misfits = Misfits(spec, merge, inputs, selecting=False)
-    _check_points(merge, inputs, _stretches(merge, method, inputs, misfits), misfits)
+    check_points(merge, inputs, stretches_of(merge, method, inputs, misfits), misfits)
     _check_layers(merge, mixture, inputs, misfits)
     misfits.stop()
     # The embedding may be brought into the order of another vocabulary; prompts are read with the base's own.
@@ -202,7 +202,7 @@ def layer_parts(
         for part in mixture.parts:
             name = f"{stack}.{layer}.{mixture.expert(part, number)}"
             within = Place(stack or "", layer, part)
-            source = _in_layer(inputs[entry.name], within, layer)
+            source = in_layer(inputs[entry.name], within, layer)
             spots = Spot(source, layer, layer, count), Spot(name, layer, layer, count)
             own = within.name(layer)
             yield name, Part(part, Row(name, own, None, base.name, (entry,), (source,), spots[:1], spots[1], None))
@@ -274,7 +274,7 @@ def _notes(merge: Merge, base: Planned, inputs: Mapping[str, Planned]) -> list[s
     if all(mlp == mlps[0] for mlp in mlps) and not scaled:
         notes.append("all experts are the same: until it is trained the mixture says what one of them does")
     if merge.tokenizer is None:
-        rows = {name: _rows(inputs[name]) for name in names_of(merge)}
+        rows = {name: _token_rows(inputs[name]) for name in names_of(merge)}
         others = [name for name in rows if rows[name] not in (None, rows[base.name])]
         notes += [
             f"`{name}` has {rows[name]} tokens, `{base.name}` has {rows[base.name]}, which are those of the mixture"
@@ -288,6 +288,6 @@ def _mlp(planned: Planned) -> list[str]:
     return [key for _, rest, key in sorted(found) if rest.startswith("mlp.")]
 
 
-def _rows(planned: Planned) -> int | None:
+def _token_rows(planned: Planned) -> int | None:
     own = embedding(planned)
     return planned.tensors[own].shape[0] if own is not None else None

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 from modelbuild.methods.base import Method
 from modelbuild.modelfile.spec import Input, Merge, Scalar, Spec
-from modelbuild.plan.adapt import _spot, _weights
+from modelbuild.plan.adapt import spot_of, weights_at
 from modelbuild.plan.chosen import donor_name, is_merged
 from modelbuild.plan.fit import Misfits, Row
 from modelbuild.plan.language import named_alike
-from modelbuild.plan.merge import FLOAT_DTYPES, _check_points, _rows, _stretches, parameters
+from modelbuild.plan.merge import FLOAT_DTYPES, check_points, parameters, rows_of, stretches_of
 from modelbuild.plan.mixture import Part, chosen, constant, expert_parts, router_names, scales
 from modelbuild.plan.node import Node
 from modelbuild.plan.planned import Planned
@@ -53,13 +53,13 @@ def outline(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Plann
         return _mixed(spec, merge, method, inputs)
     inputs = named_alike(inputs, donor_name(merge))
     misfits = Misfits(spec, merge, inputs)
-    stretches = _stretches(merge, method, inputs, misfits)
+    stretches = stretches_of(merge, method, inputs, misfits)
     misfits.stop()
-    _check_points(merge, inputs, stretches, misfits)
+    check_points(merge, inputs, stretches, misfits)
     misfits.stop()
     tensors: dict[str, Node] = {}
     values = {}
-    for row in _rows(merge, inputs, stretches, misfits):
+    for row in rows_of(merge, inputs, stretches, misfits):
         own = inputs[row.donor].tensors[row.own]
         tensors[row.name] = own
         values[row.name] = _values(merge, method, row, own, inputs[row.donor])
@@ -82,7 +82,7 @@ def _adapted(merge: Merge, method: Method, base: Planned) -> Outline:
     for name in base.tensors:
         weights: Mapping[str, Mapping[str, Scalar | None]] = {}
         if is_merged(merge, name):
-            listed = _weights(method, merge, _spot(base, name), merge.adapters)
+            listed = weights_at(method, merge, spot_of(base, name), merge.adapters)
             pairs = zip(merge.adapters, listed, strict=True)
             weights = {entry.name: {"weight": weight} for entry, weight in pairs}
         found.append(_resolved(base, name, {}, weights))
@@ -94,7 +94,7 @@ def _mixed(spec: Spec, merge: Merge, method: Method, inputs: Mapping[str, Planne
     base = inputs[merge.base or ""]
     mixture = chosen(spec, merge, base, inputs)
     misfits = Misfits(spec, merge, inputs)
-    _check_points(merge, inputs, _stretches(merge, method, inputs, misfits), misfits)
+    check_points(merge, inputs, stretches_of(merge, method, inputs, misfits), misfits)
     misfits.stop()
     parts = dict(expert_parts(merge, mixture, inputs))
     replaced = {part.row.own for part in parts.values()}
