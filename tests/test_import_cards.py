@@ -268,10 +268,9 @@ def test_exit_4_where_the_hub_gives_nothing(asks, tmp_path, address, text):
 
 
 def test_exit_4_without_a_network(asks):
-    for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        ran = asks("hf:org/Violet-7b", **env)
-        assert (ran.returncode, ran.stdout) == (4, "")
-        assert "Traceback" not in ran.stderr
+    ran = asks("hf:org/Violet-7b", HF_HUB_OFFLINE="1")
+    assert (ran.returncode, ran.stdout) == (4, "")
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize("address", ["hf:", "hf:a", "hf:a/b/c", "hf:a/b@", "hf:../x"])
