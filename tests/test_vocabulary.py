@@ -520,7 +520,7 @@ def test_why_tells_that_the_vocabulary_changed(two):
 def test_why_of_a_tensor_names_the_tensors_whose_rows_it_has(two):
     two.merge(LERP + 'tokenizer = "union"\n').build()
     steps = two.why("m", EMBED).steps
-    assert steps[0] == f"rows of {EMBED} from model.safetensors (F32 4×8)"
+    assert steps[0] == f"rows of {EMBED} of `a` from model.safetensors (F32 4×8)"
     assert [step.split()[0] for step in steps] == ["rows", "rows", "rows", "rows", "rows", "rows", "lerp"]
 
 
