@@ -211,3 +211,72 @@ def test_stretches_that_cut_a_block_are_refused():
 
 def test_a_threshold_says_its_magnitude_as_a_number():
     assert Threshold(0x3F80_0000, 5).value == 1
+
+
+# --- a sample first ---------------------------------------------------------------------------------------------------
+
+HUGE = 1 << 18
+RANKED = (1, HUGE // 100, HUGE // 3, HUGE // 2, HUGE - HUGE // 5, HUGE)
+
+
+def sampled(scores, ranks, base=None, dtype="F32", passes=None, order=1):
+    """The thresholds of ranks that are known beforehand."""
+    selection = Selection(scores.size, ranks, dtype, None if base is None else dtype)
+    while (wanted := selection.wanted()) is not None:
+        if passes is not None:
+            passes.append(wanted[1] - wanted[0])
+        for start in list(range(*wanted, 7 * GRAIN))[::order]:
+            stop = min(start + 7 * GRAIN, wanted[1])
+            selection.show(start, stop, scores[start:stop], None if base is None else base[start:stop])
+        selection.advance()
+    return selection.thresholds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", RANKED)
+def test_a_sample_changes_no_threshold(kind, rank):
+    scores = numbers(kind, HUGE + 777)
+    assert sampled(scores, [rank]) == select(scores, [rank], step=64 * GRAIN)
+    assert sampled(scores, [rank], order=-1) == sampled(scores, [rank])
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_a_sample_of_differences_changes_no_threshold(dtype):
+    rng = np.random.default_rng(1)
+    base = raw(0.02 * rng.standard_normal(HUGE), dtype)
+    model = raw(values(base, dtype) + 3e-4 * rng.standard_normal(HUGE), dtype)
+    for ranks in ([HUGE // 2], [HUGE // 2, HUGE // 100], [HUGE // 5, 0, HUGE]):
+        expected = select(model, ranks, base, dtype, step=64 * GRAIN)
+        assert sampled(model, ranks, base, dtype) == expected
+
+
+def test_one_pass_does_behind_a_sample():
+    scores, passes = np.random.default_rng(2).standard_normal(16 * HUGE).astype(np.float32), []
+    (threshold,) = sampled(scores, [8 * HUGE], passes=passes)
+    assert mask_of(threshold, scores).sum() == 8 * HUGE
+    assert passes == [HUGE // 8] * 8 + [16 * HUGE]
+
+
+def test_a_sample_that_points_elsewhere_costs_its_passes_and_nothing_else():
+    """Small where it is looked at, large elsewhere."""
+    scores = np.random.default_rng(3).standard_normal(HUGE).astype(np.float32) + 100
+    for start in range(0, HUGE, HUGE // 8):
+        scores[start : start + GRAIN] /= 1e6
+    passes = []
+    (threshold,) = sampled(scores, [HUGE // 2], passes=passes)
+    assert (threshold,) == select(scores, [HUGE // 2], step=64 * GRAIN)
+    assert passes[8:11] == [HUGE] * 3
+
+
+def test_a_tensor_that_is_not_large_is_not_sampled():
+    passes = []
+    sampled(numbers("close", HUGE - 1), [1000], passes=passes)
+    assert passes[0] == HUGE - 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 99), st.sampled_from(KINDS), st.lists(st.floats(0, 1), min_size=1, max_size=3))
+def test_any_ranks_of_any_numbers_are_found_behind_a_sample(seed, kind, shares):
+    scores = np.random.default_rng(seed).permutation(numbers(kind, HUGE + seed))
+    ranks = [int(share * scores.size) for share in shares]
+    assert sampled(scores, ranks) == select(scores, ranks, step=64 * GRAIN)

@@ -110,6 +110,47 @@ def lower_loop(
             integers(tables[bucket])[begin // BLOCK] = inside
 
 
+@kernel("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
+def range_loop(
+    base: int,
+    base_code: int,
+    place: int,
+    code: int,
+    count: int,
+    first: int,
+    buckets: int,
+    above: int,
+    histograms: int,
+    blocks: int,
+    stride: int,
+    scratch: int,
+) -> None:
+    """Counts the scores whose upper bits are one of `buckets` values from `first` on, and those that are above.
+
+    For each such value, int64: a histogram of the lower bits, and `stride` entries on the number in each block.
+    """
+    bins, rows, higher = integers(histograms), integers(blocks), integers(above)
+    keys, found = words32(scratch + 8 * BLOCK), words32(scratch + 12 * BLOCK)
+    least, width, half = np.uint32(first << LOWER_BITS), np.uint32(buckets << LOWER_BITS), np.uint32(1 << 31)
+    for begin in range(0, count, BLOCK):
+        size = min(BLOCK, count - begin)
+        values = score(base, base_code, place, code, begin, size, scratch)
+        for i in range(size):
+            # What is below the least wraps around, behind all that can be above it.
+            keys[i] = np.uint32(magnitude(values[i]) - least)
+        beyond = np.uint32(0)
+        for i in range(size):
+            beyond += np.uint32((keys[i] >= width) & (keys[i] < half))
+        higher[0] += int(beyond)
+        inside = 0
+        for i in range(size):
+            found[inside] = keys[i]
+            inside += int(keys[i] < width)
+        for i in range(inside):
+            bins[found[i]] += 1
+            rows[int(found[i] >> np.uint32(LOWER_BITS)) * stride + begin // BLOCK] += 1
+
+
 @kernel("void(int64, int64, int64, int64, int64, int64, int64, int64)")
 def equal_loop(
     base: int, base_code: int, place: int, code: int, count: int, wanted: int, blocks: int, scratch: int

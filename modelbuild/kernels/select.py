@@ -10,11 +10,16 @@ It is found in these passes, of which the third is rarely needed:
     3. where not all of the equal scores are kept, and the bucket holds others too: count the equal ones of each block
     4. where not all of the equal scores are kept: look at the one block in which the last of them stands
 
+Of a large tensor whose ranks are known beforehand a sample tells where the k-th largest is about; then one pass does
+for the first two: it counts what is above the few buckets around that place, and the bits of what is inside. Where the
+sample was wrong, which the counts show, everything is done as above: what is found is the same.
+
 Counts are whole numbers, so threads, stretches and their order change nothing.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -34,6 +39,7 @@ from modelbuild.kernels.magnitude import (
     equal_loop,
     lower_loop,
     place_loop,
+    range_loop,
     upper_loop,
 )
 from modelbuild.kernels.vectors import GRAIN, check_stretch
@@ -41,6 +47,16 @@ from modelbuild.kernels.workspace import workspace
 
 EVERYWHERE = 2**62
 """A flat index behind every tensor's end."""
+
+
+LARGE = 1 << 18
+"""Elements from which on a sample is taken first."""
+
+SAMPLES, SHARE = 8, 16
+"""In how many places a sample is taken, and how many times the elements of the sample the tensor has."""
+
+BUCKETS = 16
+"""The most buckets that a pass over what a sample pointed at counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +104,19 @@ def bucket_of(histogram: Array, rank: int) -> tuple[int, int]:
     above = np.cumsum(histogram[::-1])
     place = int(np.searchsorted(above, rank))
     return len(histogram) - 1 - place, int(above[place - 1]) if place else 0
+
+
+def around(histogram: Array, seen: int, share: float) -> tuple[int, int] | None:
+    """The entries, first and last, between which the score lies that this share of all scores is above or equal to.
+
+    Told from the histogram of a sample of `seen` scores, with room for its error: five standard deviations of a random
+    sample, and a little of all, since neighbours are alike. None where that is no place within the sample.
+    """
+    middle = share * seen
+    margin = 5.0 * math.sqrt(middle * (1.0 - share)) + 0.001 * seen + 16.0
+    if middle - margin < 1.0 or middle + margin > seen:
+        return None
+    return bucket_of(histogram, math.ceil(middle + margin))[0], bucket_of(histogram, int(middle - margin))[0]
 
 
 class Tables:
@@ -138,7 +167,7 @@ class _Edge:
 
 
 class Selection:
-    """Finds the thresholds that keep so many of a tensor's scores as `ranks` says, given how many of them are not 0.
+    """Finds the thresholds that keep so many of a tensor's scores as `ranks` says, or says given how many are not 0.
 
     Scores are of `dtype`, or differences from a base of `base_dtype`. While `wanted` names a stretch, all of it is to
     be given to `show`, in pieces that begin at multiples of `GRAIN`, in any order and by any threads; then `advance` is
@@ -148,7 +177,7 @@ class Selection:
     def __init__(
         self,
         count: int,
-        ranks: Callable[[int], Sequence[int]],
+        ranks: Sequence[int] | Callable[[int], Sequence[int]],
         dtype: str,
         base_dtype: str | None = None,
         *,
@@ -181,15 +210,28 @@ class Selection:
 
     def _run(self) -> Generator[_Pass, None, None]:
         if self._count == 0:
-            self.thresholds = tuple(NONE for _ in self._ranks(0))
+            self.thresholds = tuple(NONE for _ in self._asked(0))
             return
+        if not callable(self._ranks) and self._count >= LARGE:
+            ranks = [min(rank, self._count) for rank in self._ranks]
+            edges = yield from self._guessed(sorted({rank for rank in ranks if rank > 0}))
+            if edges is not None:
+                yield from self._conclude(ranks, edges)
+                return
         upper = Tables(UPPER)
         yield self._whole(lambda _, scores, size, scratch: upper_loop(*scores, size, upper.own(), scratch))
         histogram = upper.total()
         zeros = int(histogram[ZEROS])
         histogram[ZEROS] = 0
-        ranks = [min(rank, self._count) for rank in self._ranks(self._count - zeros)]
+        ranks = [min(rank, self._count) for rank in self._asked(self._count - zeros)]
         edges = yield from self._edges(histogram, sorted({rank for rank in ranks if rank > 0}))
+        yield from self._conclude(ranks, edges)
+
+    def _asked(self, nonzero: int) -> Sequence[int]:
+        return self._ranks(nonzero) if callable(self._ranks) else self._ranks
+
+    def _conclude(self, ranks: Sequence[int], edges: dict[int, _Edge]) -> Generator[_Pass, None, None]:
+        """Sets the thresholds of the ranks, once it is known where equal scores part."""
         open_ends = {rank: edge for rank, edge in edges.items() if self._ties and edge.keep < edge.equal}
         cuts = yield from self._cuts(open_ends)
         found = {rank: Threshold(edge.magnitude, cuts.get(rank, EVERYWHERE)) for rank, edge in edges.items()}
@@ -223,6 +265,57 @@ class Selection:
             magnitude = bucket << LOWER_BITS | low
             edges[rank] = _Edge(magnitude, equal, rank - before - above, blocks[row] if alone else None)
         return edges
+
+    def _guessed(self, ranks: Sequence[int]) -> Generator[_Pass, None, dict[int, _Edge] | None]:
+        """The edge of each rank, from a sample and a pass over what it points at; None where it is not there."""
+        sample = Tables(UPPER)
+        size = max(GRAIN, self._count // (SHARE * SAMPLES) // GRAIN * GRAIN)
+        for index in range(SAMPLES):
+            start = index * self._count // SAMPLES // GRAIN * GRAIN
+            yield _Pass(
+                start, start + size, lambda _, scores, size, scratch: upper_loop(*scores, size, sample.own(), scratch)
+            )
+        histogram = sample.total()
+        histogram[ZEROS] = 0
+        found = {rank: around(histogram, SAMPLES * size, rank / self._count) for rank in ranks}
+        ranges = {rank: place for rank, place in found.items() if place is not None and place[1] - place[0] < BUCKETS}
+        if len(ranges) < len(ranks):
+            return None
+        counted = yield from self._ranges(sorted(set(ranges.values())))
+        edges = {rank: self._edge(rank, ranges[rank][0], *counted[ranges[rank]]) for rank in ranks}
+        known = {rank: edge for rank, edge in edges.items() if edge is not None}
+        return known if len(known) == len(edges) else None
+
+    def _ranges(
+        self, ranges: Sequence[tuple[int, int]]
+    ) -> Generator[_Pass, None, dict[tuple[int, int], tuple[int, Array, Array]]]:
+        """For each range of buckets how many scores are above it, and of each bucket the lower bits and the blocks."""
+        count = -(-self._count // GRAIN)
+        above = {place: Tables(1) for place in ranges}
+        lower = {place: Tables(place[1] - place[0] + 1, LOWER) for place in ranges}
+        blocks = {place: np.zeros((place[1] - place[0] + 1, count), np.int64) for place in ranges}
+
+        def see(start: int, scores: tuple[int, int, int, int], size: int, scratch: int) -> None:
+            for place in ranges:
+                rows = address(blocks[place].reshape(-1)[start // GRAIN :])
+                buckets = place[1] - place[0] + 1
+                range_loop(
+                    *scores, size, place[0], buckets, above[place].own(), lower[place].own(), rows, count, scratch
+                )
+
+        yield self._whole(see)
+        return {place: (int(above[place].total()[0]), lower[place].total(), blocks[place]) for place in ranges}
+
+    def _edge(self, rank: int, first: int, above: int, histograms: Array, blocks: Array) -> _Edge | None:
+        """The edge of a rank among the buckets from `first` on; None if it is not there."""
+        inside = histograms.sum(axis=1)
+        if not above < rank <= above + int(inside.sum()):
+            return None
+        row, before = bucket_of(inside, rank - above)
+        low, over = bucket_of(histograms[row], rank - above - before)
+        equal = int(histograms[row][low])
+        magnitude = (first + row) << LOWER_BITS | low
+        return _Edge(magnitude, equal, rank - above - before - over, blocks[row] if equal == inside[row] else None)
 
     def _cuts(self, edges: dict[int, _Edge]) -> Generator[_Pass, None, dict[int, int]]:
         """The flat index, for each rank, before which equal scores are kept."""

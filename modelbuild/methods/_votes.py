@@ -121,18 +121,14 @@ def chances(request: Request, index: int) -> Params | Refuse:
 Shown: TypeAlias = "tuple[Selection, Look]"
 
 
-def selected(count: int, shown: Sequence[Shown]) -> Passes:
+def selected(shown: Sequence[Shown]) -> Passes:
     """Streams the inputs until every selection has its thresholds; each is shown what its own look gives it."""
-    while left := [pair for pair in shown if pair[0].wanted() is not None]:
-        together = [pair for pair in left if pair[0].wanted() == (0, count)]
-        if together:
-            yield Pass(_all_of([look for _, look in together]))
-            for selection, _ in together:
-                selection.advance()
-            continue
-        for selection, look in left:
-            start, stop = selection.wanted() or (0, 0)
-            yield Pass(look, start, stop)
+    while left := [(wanted, *pair) for pair in shown if (wanted := pair[0].wanted()) is not None]:
+        # Whoever wants to see the same is shown it together; the others have their turn.
+        stretch = min(wanted for wanted, _, _ in left)
+        together = [(selection, look) for wanted, selection, look in left if wanted == stretch]
+        yield Pass(_all_of([look for _, look in together]), *stretch)
+        for selection, _ in together:
             selection.advance()
 
 
@@ -151,7 +147,7 @@ def by_magnitude(node: Node, ranks: Sequence[Sequence[int]]) -> Generator[Pass |
     base, *models = (used.dtype for used in node.inputs)
 
     def pair(index: int, wanted: Sequence[int]) -> Shown:
-        selection = Selection(node.count, lambda _: wanted, models[index], base)
+        selection = Selection(node.count, wanted, models[index], base)
 
         def look(start: int, stop: int, inputs: Sequence[NDArray[Any]], scratch: NDArray[Any]) -> None:
             selection.show(start, stop, inputs[index + 1], inputs[0])
@@ -159,7 +155,7 @@ def by_magnitude(node: Node, ranks: Sequence[Sequence[int]]) -> Generator[Pass |
         return selection, look
 
     pairs = [pair(index, wanted) for index, wanted in enumerate(ranks)]
-    yield from selected(node.count, pairs)
+    yield from selected(pairs)
     return [selection.thresholds for selection, _ in pairs]
 
 

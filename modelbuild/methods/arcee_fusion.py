@@ -92,12 +92,12 @@ def _above(node: Node, scores: Scores) -> Generator[Pass | str, None, Mask]:
     from modelbuild.kernels.select import Selection, Threshold, quantile_rank
 
     ranks = [quantile_rank(share, node.count) for share in (0.25, 0.5, 0.75)]
-    selection = Selection(node.count, lambda nonzero: ranks, "F32", ties=False)
+    selection = Selection(node.count, ranks, "F32", ties=False)
 
     def look(start: int, stop: int, inputs: Sequence[NDArray[Any]], scratch: NDArray[Any]) -> None:
         selection.show(start, stop, scores(start, stop, inputs, scratch))
 
-    yield from selected(node.count, [(selection, look)])
+    yield from selected([(selection, look)])
     first, median, third = (np.float32(found.value) for found in selection.thresholds)
     least = median + np.float32(1.5) * (third - first)
     # A threshold that is not a number keeps what is not one either, so that it shows.

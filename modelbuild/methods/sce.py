@@ -76,7 +76,7 @@ def _selected(node: Node, scores: Scores) -> Generator[Pass | str, None, Mask]:
     def look(start: int, stop: int, inputs: Sequence[NDArray[Any]], scratch: NDArray[Any]) -> None:
         selection.show(start, stop, scores(start, stop, inputs, scratch))
 
-    yield from selected(node.count, [(selection, look)])
+    yield from selected([(selection, look)])
     return band(*selection.thresholds)
 
 
