@@ -148,7 +148,8 @@ def range_loop(
             inside += int(keys[i] < width)
         for i in range(inside):
             bins[found[i]] += 1
-            rows[int(found[i] >> np.uint32(LOWER_BITS)) * stride + begin // BLOCK] += 1
+        for bucket in range(buckets):
+            rows[bucket * stride + begin // BLOCK] += count_equal(found, inside, bucket, LOWER_BITS)
 
 
 @kernel("void(int64, int64, int64, int64, int64, int64, int64, int64)")
