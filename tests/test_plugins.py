@@ -69,6 +69,13 @@ def built(ran):
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
+def test_on_the_way_to_another_merge_it_is_streamed_like_any_method(den, fox):
+    den.modelfile(MODELFILE + '[merge.top]\nmethod = "lerp"\nbase = "mix"\nmodels = [ { model = "blue", t = 0.5 } ]\n')
+    ran = den.run("build", "top", "--json", *TRUST, **fox().env)
+    mix, top = json.loads(ran.stdout)["artifacts"]
+    assert (mix["status"], mix["bytes"]["written"], top["status"]) == ("streamed", 0, "built")
+
+
 def test_a_trusted_method_builds_and_is_told_wherever_versions_are(den, fox):
     found = built(den.run("build", "--json", *TRUST, **fox().env))
     assert (found["status"], found["tensors"]["computed"]) == ("built", found["tensors"]["total"])

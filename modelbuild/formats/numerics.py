@@ -20,6 +20,9 @@ _LEVELS = (
 )
 """What torch asks of a processor before it uses the widest vectors, whose sums come out otherwise."""
 
+THREADS = "1 thread"
+"""What the class of every library ends in."""
+
 
 class MissingLibrary(Exception):
     """A package that computes what is asked for is not installed; `name` says which."""
@@ -36,7 +39,12 @@ def numerics_class(libraries: Sequence[str], algebra: bool = False) -> str:
     """
     versions = [f"{name} {library_version(name)}" for name in libraries]
     processor = f"{processor_maker()} {processor_family()}".strip() if algebra else processor_family()
-    return ", ".join([*versions, processor, "1 thread"])
+    return ", ".join([*versions, processor, THREADS])
+
+
+def takes_library(numerics: str | None) -> bool:
+    """Whether a library computes a node of this class; that of a method from outside alone is its release."""
+    return numerics is not None and numerics.endswith(THREADS)
 
 
 def locked_class(libraries: Sequence[str], algebra: bool = False) -> dict[str, str | None]:

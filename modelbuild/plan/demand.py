@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from modelbuild.formats.numerics import takes_library
 from modelbuild.methods.operations import operation
 from modelbuild.modelfile.spec import Adapter, Merge, Quantize, Spec
 from modelbuild.plan.node import Node, inputs_of, is_inner
@@ -138,7 +139,7 @@ def _keep(
 
 def _is_costly(node: Node) -> bool:
     """Whether a tensor costs more to make than to read: a wide low-rank product, or what takes a decomposition."""
-    return node.numerics is not None or _rank(node) >= WIDE
+    return takes_library(node.numerics) or _rank(node) >= WIDE
 
 
 def _rank(node: Node) -> int:
