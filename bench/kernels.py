@@ -75,11 +75,12 @@ def threshold(given: Data, k: int) -> Work:
     """Finds what keeps the k largest differences."""
 
     def run() -> object:
-        selection = Selection(given.count, lambda nonzero: [k], given.dtype, given.dtype)
-        while (wanted := selection.wanted()) is not None:
-            for start in range(*wanted, TILE):
-                stop = min(start + TILE, wanted[1])
-                selection.show(start, stop, given.raw[1][start:stop], given.raw[0][start:stop])
+        selection = Selection(given.count, [k], given.dtype, given.dtype)
+        while wanted := selection.wanted():
+            for first, last in wanted:
+                for start in range(first, last, TILE):
+                    stop = min(start + TILE, last)
+                    selection.show(start, stop, given.raw[1][start:stop], given.raw[0][start:stop])
             selection.advance()
         return selection.thresholds
 

@@ -50,10 +50,10 @@ def run(name, params, inputs, dtype="F32", shape=None, cuts=()):
     def show(wanted):
         """A pass, in stretches that are as short as may be."""
         width = wanted.unit if wanted.unit > 1 else GRAIN
-        end = node.count if wanted.stop is None else wanted.stop
-        for start, stop, tiles, scratch in stretches([*range(wanted.start, end, width), end]):
-            shown = range(len(tiles)) if wanted.inputs is None else wanted.inputs
-            wanted.look(start, stop, [tiles[index] for index in shown], scratch)
+        for first, end in wanted.stretches or [(0, node.count)]:
+            for start, stop, tiles, scratch in stretches([*range(first, end, width), end]):
+                shown = range(len(tiles)) if wanted.inputs is None else wanted.inputs
+                wanted.look(start, stop, [tiles[index] for index in shown], scratch)
 
     made = op.prepare(node, [inputs[i][1] for i in whole])
     kernel = finished(made, show, lambda text: None) if op.surveys(node) else made

@@ -21,9 +21,11 @@ from modelbuild.kernels import (
     nearswap,
     noise,
     norms,
+    probe,
     ram,
     random,
     rank,
+    ranked,
     router,
     scores,
     vote,
@@ -31,7 +33,8 @@ from modelbuild.kernels import (
 from modelbuild.kernels import compile as compiling
 from modelbuild.kernels.compile import Kernel
 
-SUMS, CHOICES = (gram, combination, norms, scores, divergence), (magnitude, random, rank, vote, ram, nearswap)
+SUMS = (gram, combination, norms, scores, divergence)
+CHOICES = (magnitude, ranked, probe, random, rank, vote, ram, nearswap)
 MIXTURES = (noise, router)
 MODULES = (convert, combine, lowrank, *SUMS, *CHOICES, *MIXTURES)
 KERNELS = {kernel.name: kernel for module in MODULES for kernel in vars(module).values() if isinstance(kernel, Kernel)}

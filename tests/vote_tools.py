@@ -15,9 +15,9 @@ def thresholds(scores, ranks, base=None, dtype="F32", base_dtype=None, ties=True
     chosen = ranks if callable(ranks) else lambda nonzero: ranks
     base_dtype = None if base is None else base_dtype or dtype
     selection = Selection(scores.size, chosen, dtype, base_dtype, ties=ties)
-    while (wanted := selection.wanted()) is not None:
-        start, stop = wanted
-        selection.show(start, stop, scores[start:stop], None if base is None else base[start:stop])
+    while wanted := selection.wanted():
+        for start, stop in wanted:
+            selection.show(start, stop, scores[start:stop], None if base is None else base[start:stop])
         selection.advance()
     return selection.thresholds
 

@@ -171,13 +171,13 @@ class Runner:
         stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
         slots = run.inputs if wanted.inputs is None else [run.inputs[index] for index in wanted.inputs]
         steps, width = program.before(run, slots), pass_width(wanted.unit, arena)
-        stop = program.node.count if wanted.stop is None else wanted.stop
-        for begin in range(wanted.start, stop, width):
-            if self._stop.is_set():
-                raise Cancelled
-            end = min(begin + width, stop)
-            views = stretch.fill(steps, begin, end)
-            wanted.look(begin, end, [views[slot] for slot in slots], arena.scratch)
+        for first, stop in wanted.stretches or ((0, program.node.count),):
+            for begin in range(first, stop, width):
+                if self._stop.is_set():
+                    raise Cancelled
+                end = min(begin + width, stop)
+                views = stretch.fill(steps, begin, end)
+                wanted.look(begin, end, [views[slot] for slot in slots], arena.scratch)
 
     def _warn(self, names: Sequence[str], text: str) -> None:
         with self._lock:

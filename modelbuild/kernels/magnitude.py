@@ -13,8 +13,9 @@ import numpy as np
 
 from modelbuild.kernels.combine import BLOCK
 from modelbuild.kernels.compile import inlined, kernel, primitive
-from modelbuild.kernels.convert import expand
-from modelbuild.kernels.fma import LLVM, Pointer, floats, integers, words32
+from modelbuild.kernels.convert import BF16, expand
+from modelbuild.kernels.fma import LLVM, Pointer, floats, halves, integers, words32
+from modelbuild.kernels.halves import widen_bf16
 
 SCRATCH = 4 * BLOCK
 """float32 that the loops work in."""
@@ -49,6 +50,22 @@ def score(base: int, base_code: int, place: int, code: int, start: int, size: in
 
 
 @inlined
+def measure(
+    base: int, base_code: int, place: int, code: int, start: int, size: int, keys: Pointer, scratch: int
+) -> None:
+    """The magnitudes of the scores of elements [start, start + size); `scratch` has room for twice as many."""
+    if base != 0 and base_code == BF16 and code == BF16:
+        # By far the most common; in one loop it takes half of the time.
+        ours, theirs = halves(place + 2 * start), halves(base + 2 * start)
+        for i in range(size):
+            keys[i] = magnitude(widen_bf16(ours[i]) - widen_bf16(theirs[i]))
+        return
+    values = score(base, base_code, place, code, start, size, scratch)
+    for i in range(size):
+        keys[i] = magnitude(values[i])
+
+
+@inlined
 def count_equal(keys: Pointer, size: int, wanted: int, shift: int) -> int:
     """How many of the keys are `wanted` once `shift` bits are dropped."""
     found = np.uint32(0)
@@ -59,15 +76,21 @@ def count_equal(keys: Pointer, size: int, wanted: int, shift: int) -> int:
 
 
 @kernel("void(int64, int64, int64, int64, int64, int64, int64)")
+def measure_loop(base: int, base_code: int, place: int, code: int, count: int, out: int, scratch: int) -> None:
+    """The magnitudes of the scores, uint32."""
+    for begin in range(0, count, BLOCK):
+        size = min(BLOCK, count - begin)
+        measure(base, base_code, place, code, begin, size, words32(out + 4 * begin), scratch)
+
+
+@kernel("void(int64, int64, int64, int64, int64, int64, int64)")
 def upper_loop(base: int, base_code: int, place: int, code: int, count: int, histogram: int, scratch: int) -> None:
     """Adds the scores to a histogram of their upper bits, int64; those that are 0 also to entry `ZEROS`."""
     bins = integers(histogram)
     keys = words32(scratch + 8 * BLOCK)
     for begin in range(0, count, BLOCK):
         size = min(BLOCK, count - begin)
-        values = score(base, base_code, place, code, begin, size, scratch)
-        for i in range(size):
-            keys[i] = magnitude(values[i])
+        measure(base, base_code, place, code, begin, size, keys, scratch)
         bins[ZEROS] += count_equal(keys, size, 0, 0)
         for i in range(size):
             bins[keys[i] >> np.uint32(LOWER_BITS)] += 1
@@ -95,9 +118,7 @@ def lower_loop(
     keys, found = words32(scratch + 8 * BLOCK), words32(scratch + 12 * BLOCK)
     for begin in range(0, count, BLOCK):
         size = min(BLOCK, count - begin)
-        values = score(base, base_code, place, code, begin, size, scratch)
-        for i in range(size):
-            keys[i] = magnitude(values[i])
+        measure(base, base_code, place, code, begin, size, keys, scratch)
         for bucket in range(buckets):
             upper = np.uint32(uppers[bucket])
             inside = 0
@@ -110,48 +131,6 @@ def lower_loop(
             integers(tables[bucket])[begin // BLOCK] = inside
 
 
-@kernel("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
-def range_loop(
-    base: int,
-    base_code: int,
-    place: int,
-    code: int,
-    count: int,
-    first: int,
-    buckets: int,
-    above: int,
-    histograms: int,
-    blocks: int,
-    stride: int,
-    scratch: int,
-) -> None:
-    """Counts the scores whose upper bits are one of `buckets` values from `first` on, and those that are above.
-
-    For each such value, int64: a histogram of the lower bits, and `stride` entries on the number in each block.
-    """
-    bins, rows, higher = integers(histograms), integers(blocks), integers(above)
-    keys, found = words32(scratch + 8 * BLOCK), words32(scratch + 12 * BLOCK)
-    least, width, half = np.uint32(first << LOWER_BITS), np.uint32(buckets << LOWER_BITS), np.uint32(1 << 31)
-    for begin in range(0, count, BLOCK):
-        size = min(BLOCK, count - begin)
-        values = score(base, base_code, place, code, begin, size, scratch)
-        for i in range(size):
-            # What is below the least wraps around, behind all that can be above it.
-            keys[i] = np.uint32(magnitude(values[i]) - least)
-        beyond = np.uint32(0)
-        for i in range(size):
-            beyond += np.uint32((keys[i] >= width) & (keys[i] < half))
-        higher[0] += int(beyond)
-        inside = 0
-        for i in range(size):
-            found[inside] = keys[i]
-            inside += int(keys[i] < width)
-        for i in range(inside):
-            bins[found[i]] += 1
-        for bucket in range(buckets):
-            rows[bucket * stride + begin // BLOCK] += count_equal(found, inside, bucket, LOWER_BITS)
-
-
 @kernel("void(int64, int64, int64, int64, int64, int64, int64, int64)")
 def equal_loop(
     base: int, base_code: int, place: int, code: int, count: int, wanted: int, blocks: int, scratch: int
@@ -161,9 +140,7 @@ def equal_loop(
     keys = words32(scratch + 8 * BLOCK)
     for begin in range(0, count, BLOCK):
         size = min(BLOCK, count - begin)
-        values = score(base, base_code, place, code, begin, size, scratch)
-        for i in range(size):
-            keys[i] = magnitude(values[i])
+        measure(base, base_code, place, code, begin, size, keys, scratch)
         counts[begin // BLOCK] = count_equal(keys, size, wanted, 0)
 
 
@@ -172,12 +149,13 @@ def place_loop(
     base: int, base_code: int, place: int, code: int, count: int, wanted: int, number: int, scratch: int
 ) -> int:
     """How many scores of one block come before the one behind the `number`th whose magnitude is `wanted`."""
-    values = score(base, base_code, place, code, 0, count, scratch)
+    keys = words32(scratch + 8 * BLOCK)
+    measure(base, base_code, place, code, 0, count, keys, scratch)
     target, left = np.uint32(wanted), number
     for i in range(count):
         if left == 0:
             return i
-        left -= int(magnitude(values[i]) == target)
+        left -= int(keys[i] == target)
     return count
 
 

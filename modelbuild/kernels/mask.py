@@ -100,6 +100,13 @@ def by_scores(row: Pointer, start: int, size: int, scores: int, values: int, scr
     given, keys, target = floats(scores), words32(scratch), floats(values)
     for i in range(size):
         keys[i] = magnitude(given[i])
+    if not (0 < row[2] - start < size or 0 < row[4] - start < size):
+        # Of the scores at a threshold all are kept here, or none: so it is in all blocks but two.
+        first, last = row[1] + int(row[2] <= start), row[3] + int(row[4] <= start)
+        least, width = np.uint32(first), np.uint32(max(last - first, 0))
+        for i in range(size):
+            target[i] = target[i] if np.uint32(keys[i] - least) < width else np.float32(0.0)
+        return
     middle = min(max(row[2] - start, 0), size)
     keep_above(row[1], 0, middle, keys, target)
     keep_above(row[1] + 1, middle, size, keys, target)

@@ -20,9 +20,8 @@ from modelbuild.kernels.combine import BLOCK, places_of, table
 from modelbuild.kernels.compile import inlined, kernel
 from modelbuild.kernels.convert import CODES, address, shrink
 from modelbuild.kernels.fma import Array, Pointer, floats, integers
-from modelbuild.kernels.select import Tables
 from modelbuild.kernels.vectors import codes_of, spread
-from modelbuild.kernels.workspace import workspace
+from modelbuild.kernels.workspace import Tables, workspace
 
 
 @inlined

@@ -12,41 +12,55 @@ from collections.abc import Sequence
 import numpy as np
 
 from modelbuild.kernels.combine import BLOCK, Table, places_of
-from modelbuild.kernels.compile import kernel
+from modelbuild.kernels.compile import inlined, kernel
 from modelbuild.kernels.convert import CODES, address
-from modelbuild.kernels.fma import Array, doubles, floats
+from modelbuild.kernels.fma import Array, Pointer, doubles, floats
 from modelbuild.kernels.magnitude import score
 from modelbuild.kernels.vectors import codes_of, spread
 from modelbuild.kernels.workspace import workspace
+
+STEP = BLOCK // 2
+"""Elements worked on at a time: with three models still in the first-level cache."""
+
+
+@inlined
+def divide(values: Pointer, size: int, number: int) -> None:
+    """Divides float64 by a whole number; by a power of two as a product, which is the same and takes less time."""
+    divisor = np.float64(number)
+    factor = 1.0 / divisor
+    if number & (number - 1) == 0:
+        for i in range(size):
+            values[i] = values[i] * factor
+    else:
+        for i in range(size):
+            values[i] = values[i] / divisor
 
 
 @kernel("void(int64, int64, int64, int64, int64, int64)")
 def variance_loop(places: int, codes: int, models: int, count: int, out: int, scratch: int) -> None:
     """The variances of elements; the base is the first place."""
-    sums = doubles(scratch)
-    squares = doubles(scratch + 8 * BLOCK)
-    vectors = scratch + 16 * BLOCK
-    number = np.float64(models)
-    for begin in range(0, count, BLOCK):
-        size = min(BLOCK, count - begin)
+    means, squares = doubles(scratch), doubles(scratch + 8 * STEP)
+    vectors = scratch + 16 * STEP
+    for begin in range(0, count, STEP):
+        size = min(STEP, count - begin)
         spread(places, codes, models + 1, begin, size, vectors)
         for i in range(size):
-            sums[i] = 0.0
+            means[i] = 0.0
             squares[i] = 0.0
         for model in range(models):
             row = floats(vectors + 4 * size * (model + 1))
             for i in range(size):
-                sums[i] = sums[i] + np.float64(row[i])
-        for i in range(size):
-            sums[i] = sums[i] / number
+                means[i] = means[i] + np.float64(row[i])
+        divide(means, size, models)
         for model in range(models):
             row = floats(vectors + 4 * size * (model + 1))
             for i in range(size):
-                away = np.float64(row[i]) - sums[i]
+                away = np.float64(row[i]) - means[i]
                 squares[i] = squares[i] + away * away
+        divide(squares, size, models)
         result = floats(out + 4 * begin)
         for i in range(size):
-            result[i] = np.float32(squares[i] / number)
+            result[i] = np.float32(squares[i])
 
 
 @kernel("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
@@ -83,7 +97,7 @@ def variance(dtypes: Sequence[str], inputs: Sequence[Array], out: Array) -> None
     """Fills `out`, float32, with the variances of raw inputs, of which the first is the base."""
     *places, target = places_of((*inputs, out), out.size)
     tiles, codes, models = array("q", places), codes_of(dtypes), len(places) - 1
-    scratch = address(workspace((models + 5) * BLOCK))
+    scratch = address(workspace((models + 5) * STEP))
     variance_loop(tiles.buffer_info()[0], codes.place, models, out.size, target, scratch)
 
 

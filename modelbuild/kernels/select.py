@@ -1,28 +1,28 @@
-"""Exact selection from a tensor that is seen in stretches, without sorting: its k largest scores.
+"""Exact selection from a tensor that is seen in stretches, without sorting it: its k largest scores.
 
 Scores are ordered by magnitude.py: by magnitude, NaN first of all; of equal ones the lowest flat index comes first.
 What is kept is said by a `Threshold`: all above a magnitude, and of those equal to it the ones before some flat index.
-It is found in these passes, of which the third is rarely needed:
+
+A sample tells about where the scores of the wanted ranks are, and one pass finds them there (sample.py, probe.py). Of a
+tensor that is not large everything is kept in that pass. Where the sample was wrong, which the counts show, or where
+too many different scores are near, they are found by counting all:
 
     1. count the upper 16 bits of all magnitudes: the bucket of the k-th largest is known
     2. count the lower 15 bits in that bucket: the magnitude of the k-th largest is known; and how many scores of each
        block of the tensor are in the bucket
     3. where not all of the equal scores are kept, and the bucket holds others too: count the equal ones of each block
-    4. where not all of the equal scores are kept: look at the one block in which the last of them stands
 
-Of a large tensor whose ranks are known beforehand a sample tells where the k-th largest is about; then one pass does
-for the first two: it counts what is above the few buckets around that place, and the bits of what is inside. Where the
-sample was wrong, which the counts show, everything is done as above: what is found is the same.
+What is found is the same. Where not all of the equal scores are kept, the one block in which the last of them stands is
+looked at in the end.
 
 Counts are whole numbers, so threads, stretches and their order change nothing.
 """
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -39,24 +39,25 @@ from modelbuild.kernels.magnitude import (
     equal_loop,
     lower_loop,
     place_loop,
-    range_loop,
     upper_loop,
 )
+from modelbuild.kernels.probe import Edge, Probe, Probing
+from modelbuild.kernels.sample import ROOM, Sample
 from modelbuild.kernels.vectors import GRAIN, check_stretch
-from modelbuild.kernels.workspace import workspace
+from modelbuild.kernels.workspace import Tables, workspace
 
 EVERYWHERE = 2**62
 """A flat index behind every tensor's end."""
 
-
 LARGE = 1 << 18
 """Elements from which on a sample is taken first."""
 
-SAMPLES, SHARE = 8, 16
-"""In how many places a sample is taken, and how many times the elements of the sample the tensor has."""
+NONZERO = Probe(0, 0, (0,))
+"""Counts the scores that are not 0: they are above its range."""
 
-BUCKETS = 16
-"""The most buckets that a pass over what a sample pointed at counts."""
+See: TypeAlias = "Callable[[int, tuple[int, int, int, int], int, int], None]"
+"""Takes the start of a piece, its scores, its size, and scratch. Scores are four numbers: address and dtype of a base,
+or zeros, and of the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,11 @@ class Threshold:
 
 ALL = Threshold(0, EVERYWHERE)
 NONE = Threshold(NAN, 0)
+
+
+def room(count: int) -> int:
+    """How many of `count` scores are kept at most, for each rank, while it is looked for: magnitudes of 4 bytes."""
+    return max(min(count, LARGE), count // ROOM)
 
 
 def kept(density: float, count: int) -> int:
@@ -106,72 +112,19 @@ def bucket_of(histogram: Array, rank: int) -> tuple[int, int]:
     return len(histogram) - 1 - place, int(above[place - 1]) if place else 0
 
 
-def around(histogram: Array, seen: int, share: float) -> tuple[int, int] | None:
-    """The entries, first and last, between which the score lies that this share of all scores is above or equal to.
-
-    Told from the histogram of a sample of `seen` scores, with room for its error: five standard deviations of a random
-    sample, and a little of all, since neighbours are alike. None where that is no place within the sample.
-    """
-    middle = share * seen
-    margin = 5.0 * math.sqrt(middle * (1.0 - share)) + 0.001 * seen + 16.0
-    if middle - margin < 1.0 or middle + margin > seen:
-        return None
-    return bucket_of(histogram, math.ceil(middle + margin))[0], bucket_of(histogram, int(middle - margin))[0]
-
-
-class Tables:
-    """A table of whole numbers for each thread that counts, and their sum."""
-
-    def __init__(self, *shape: int) -> None:
-        self._shape = shape
-        self._own: dict[int, Array] = {}
-
-    def own(self) -> int:
-        """Where this thread's table lies, int64."""
-        thread = threading.get_ident()
-        if thread not in self._own:
-            self._own[thread] = np.zeros(self._shape, np.int64)
-        return address(self._own[thread])
-
-    def total(self) -> Array:
-        """All threads' counts together; their tables are given up."""
-        # Most often there is one thread, whose table will do: fresh memory is paid for page by page.
-        total = self._own.popitem()[1] if self._own else np.zeros(self._shape, np.int64)
-        while self._own:
-            total += self._own.popitem()[1]
-        return total
-
-
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """A stretch that is to be seen, and how: `see` is given the start of a piece, its scores, its size and scratch.
+    """The stretches [start, stop) that are to be seen, and what sees them."""
 
-    The scores are four numbers: address and dtype of a base, or zeros, and of the input.
-    """
-
-    start: int
-    stop: int
-    see: Callable[[int, tuple[int, int, int, int], int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Edge:
-    """The score of a wanted rank: its magnitude, how many scores have it, and how many of these are kept.
-
-    `blocks` is how many of them are in each block of the tensor, None where that has not been counted.
-    """
-
-    magnitude: int
-    equal: int
-    keep: int
-    blocks: Array | None
+    stretches: tuple[tuple[int, int], ...]
+    see: See
 
 
 class Selection:
     """Finds the thresholds that keep so many of a tensor's scores as `ranks` says, or says given how many are not 0.
 
-    Scores are of `dtype`, or differences from a base of `base_dtype`. While `wanted` names a stretch, all of it is to
-    be given to `show`, in pieces that begin at multiples of `GRAIN`, in any order and by any threads; then `advance` is
+    Scores are of `dtype`, or differences from a base of `base_dtype`. While `wanted` names stretches, they are to be
+    given to `show`, in pieces that begin at multiples of `GRAIN`, in any order and by any threads; then `advance` is
     called. With `ties` false, the equal scores at a threshold are kept all: for quantiles.
     """
 
@@ -190,9 +143,9 @@ class Selection:
         self._passes = self._run()
         self._now: _Pass | None = next(self._passes, None)
 
-    def wanted(self) -> tuple[int, int] | None:
-        """The stretch [start, stop) that is to be shown next; None when the thresholds are known."""
-        return None if self._now is None else (self._now.start, self._now.stop)
+    def wanted(self) -> tuple[tuple[int, int], ...]:
+        """The stretches [start, stop) that are to be shown next; none when the thresholds are known."""
+        return () if self._now is None else self._now.stretches
 
     def show(self, start: int, stop: int, scores: Array, base: Array | None = None) -> None:
         """Counts elements [start, stop), given raw; ValueError where none may begin."""
@@ -204,44 +157,64 @@ class Selection:
         self._now.see(start, (first, self._base_code, place, self._code), stop - start, address(workspace(SCRATCH)))
 
     def advance(self) -> None:
-        """Draws the conclusions once all of the wanted stretch was shown."""
+        """Draws the conclusions once all of the wanted stretches were shown."""
         self._now = next(self._passes, None)
 
     # --- the passes ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> Generator[_Pass, None, None]:
-        if self._count == 0:
+        if self._count == 0 or not (callable(self._ranks) or any(self._asked(0))):
             self.thresholds = tuple(NONE for _ in self._asked(0))
             return
-        if not callable(self._ranks) and self._count >= LARGE:
-            ranks = [min(rank, self._count) for rank in self._ranks]
-            edges = yield from self._guessed(sorted({rank for rank in ranks if rank > 0}))
-            if edges is not None:
-                yield from self._conclude(ranks, edges)
-                return
+        found = yield from self._probed()
+        ranks, edges = found if found is not None else (yield from self._counted())
+        # Only where equal scores part it matters where they stand.
+        open_ends = {rank: edge for rank, edge in edges.items() if self._ties and edge.keep < edge.equal}
+        cuts = yield from self._cuts(open_ends)
+        known = {rank: Threshold(edge.magnitude, cuts.get(rank, EVERYWHERE)) for rank, edge in edges.items()}
+        self.thresholds = tuple(known.get(rank, NONE) for rank in ranks)
+
+    def _asked(self, nonzero: int) -> list[int]:
+        """The ranks, 0 and all at the ends, where so many scores are not 0."""
+        ranks = self._ranks(nonzero) if callable(self._ranks) else self._ranks
+        return [max(0, min(rank, self._count)) for rank in ranks]
+
+    def _whole(self, see: See) -> _Pass:
+        return _Pass(((0, self._count),), see)
+
+    def _probed(self) -> Generator[_Pass, None, tuple[list[int], dict[int, Edge]] | None]:
+        """The ranks and their edges, from a pass over where they are thought to be; None if they are not there."""
+        probes = [Probe(0, NAN)] if self._count < LARGE else (yield from self._sampled())
+        if probes is None:
+            return None
+        counted = [NONZERO] if callable(self._ranks) else []
+        probing = Probing(self._count, [*counted, *probes], room(self._count))
+        yield self._whole(probing.see)
+        results = probing.results()
+        ranks = self._asked(results[0].above)
+        wanted = sorted({rank for rank in ranks if rank > 0})
+        edges = {rank: edge for result in results[len(counted) :] for rank, edge in result.edges(wanted).items()}
+        return (ranks, edges) if len(edges) == len(wanted) else None
+
+    def _sampled(self) -> Generator[_Pass, None, list[Probe] | None]:
+        """Where to look for the ranks."""
+        sample = Sample(self._count)
+        yield _Pass(sample.stretches, sample.see)
+        ranks = sorted({rank for rank in self._asked(sample.nonzero) if rank > 0})
+        return sample.probes(ranks, callable(self._ranks))
+
+    def _counted(self) -> Generator[_Pass, None, tuple[list[int], dict[int, Edge]]]:
+        """The ranks and their edges, from counting all scores by their upper bits, then by their lower ones."""
         upper = Tables(UPPER)
         yield self._whole(lambda _, scores, size, scratch: upper_loop(*scores, size, upper.own(), scratch))
         histogram = upper.total()
         zeros = int(histogram[ZEROS])
         histogram[ZEROS] = 0
-        ranks = [min(rank, self._count) for rank in self._asked(self._count - zeros)]
+        ranks = self._asked(self._count - zeros)
         edges = yield from self._edges(histogram, sorted({rank for rank in ranks if rank > 0}))
-        yield from self._conclude(ranks, edges)
+        return ranks, edges
 
-    def _asked(self, nonzero: int) -> Sequence[int]:
-        return self._ranks(nonzero) if callable(self._ranks) else self._ranks
-
-    def _conclude(self, ranks: Sequence[int], edges: dict[int, _Edge]) -> Generator[_Pass, None, None]:
-        """Sets the thresholds of the ranks, once it is known where equal scores part."""
-        open_ends = {rank: edge for rank, edge in edges.items() if self._ties and edge.keep < edge.equal}
-        cuts = yield from self._cuts(open_ends)
-        found = {rank: Threshold(edge.magnitude, cuts.get(rank, EVERYWHERE)) for rank, edge in edges.items()}
-        self.thresholds = tuple(found.get(rank, NONE) for rank in ranks)
-
-    def _whole(self, see: Callable[[int, tuple[int, int, int, int], int, int], None]) -> _Pass:
-        return _Pass(0, self._count, see)
-
-    def _edges(self, histogram: Array, ranks: Sequence[int]) -> Generator[_Pass, None, dict[int, _Edge]]:
+    def _edges(self, histogram: Array, ranks: Sequence[int]) -> Generator[_Pass, None, dict[int, Edge]]:
         """The edge of each rank, from the histogram of the upper bits and a pass over the lower ones."""
         places = {rank: bucket_of(histogram, rank) for rank in ranks}
         buckets = sorted({bucket for bucket, _ in places.values()})
@@ -264,61 +237,10 @@ class Selection:
             equal = int(histograms[row][low])
             alone = equal == histograms[row].sum()
             magnitude = bucket << LOWER_BITS | low
-            edges[rank] = _Edge(magnitude, equal, rank - before - above, blocks[row] if alone else None)
+            edges[rank] = Edge(magnitude, equal, rank - before - above, blocks[row] if alone else None)
         return edges
 
-    def _guessed(self, ranks: Sequence[int]) -> Generator[_Pass, None, dict[int, _Edge] | None]:
-        """The edge of each rank, from a sample and a pass over what it points at; None where it is not there."""
-        sample = Tables(UPPER)
-        size = max(GRAIN, self._count // (SHARE * SAMPLES) // GRAIN * GRAIN)
-        for index in range(SAMPLES):
-            start = index * self._count // SAMPLES // GRAIN * GRAIN
-            yield _Pass(
-                start, start + size, lambda _, scores, size, scratch: upper_loop(*scores, size, sample.own(), scratch)
-            )
-        histogram = sample.total()
-        histogram[ZEROS] = 0
-        found = {rank: around(histogram, SAMPLES * size, rank / self._count) for rank in ranks}
-        ranges = {rank: place for rank, place in found.items() if place is not None and place[1] - place[0] < BUCKETS}
-        if len(ranges) < len(ranks):
-            return None
-        counted = yield from self._ranges(sorted(set(ranges.values())))
-        edges = {rank: self._edge(rank, ranges[rank][0], *counted[ranges[rank]]) for rank in ranks}
-        known = {rank: edge for rank, edge in edges.items() if edge is not None}
-        return known if len(known) == len(edges) else None
-
-    def _ranges(
-        self, ranges: Sequence[tuple[int, int]]
-    ) -> Generator[_Pass, None, dict[tuple[int, int], tuple[int, Array, Array]]]:
-        """For each range of buckets how many scores are above it, and of each bucket the lower bits and the blocks."""
-        count = -(-self._count // GRAIN)
-        above = {place: Tables(1) for place in ranges}
-        lower = {place: Tables(place[1] - place[0] + 1, LOWER) for place in ranges}
-        blocks = {place: np.zeros((place[1] - place[0] + 1, count), np.int64) for place in ranges}
-
-        def see(start: int, scores: tuple[int, int, int, int], size: int, scratch: int) -> None:
-            for place in ranges:
-                rows = address(blocks[place].reshape(-1)[start // GRAIN :])
-                buckets = place[1] - place[0] + 1
-                range_loop(
-                    *scores, size, place[0], buckets, above[place].own(), lower[place].own(), rows, count, scratch
-                )
-
-        yield self._whole(see)
-        return {place: (int(above[place].total()[0]), lower[place].total(), blocks[place]) for place in ranges}
-
-    def _edge(self, rank: int, first: int, above: int, histograms: Array, blocks: Array) -> _Edge | None:
-        """The edge of a rank among the buckets from `first` on; None if it is not there."""
-        inside = histograms.sum(axis=1)
-        if not above < rank <= above + int(inside.sum()):
-            return None
-        row, before = bucket_of(inside, rank - above)
-        low, over = bucket_of(histograms[row], rank - above - before)
-        equal = int(histograms[row][low])
-        magnitude = (first + row) << LOWER_BITS | low
-        return _Edge(magnitude, equal, rank - above - before - over, blocks[row] if equal == inside[row] else None)
-
-    def _cuts(self, edges: dict[int, _Edge]) -> Generator[_Pass, None, dict[int, int]]:
+    def _cuts(self, edges: dict[int, Edge]) -> Generator[_Pass, None, dict[int, int]]:
         """The flat index, for each rank, before which equal scores are kept."""
         counted = {edge.magnitude: edge.blocks for edge in edges.values()}
         missing = {key: np.zeros(-(-self._count // GRAIN), np.int64) for key, found in counted.items() if found is None}
@@ -347,5 +269,5 @@ class Selection:
         def see(_: int, scores: tuple[int, int, int, int], size: int, scratch: int) -> None:
             found.append(place_loop(*scores, size, magnitude, number, scratch))
 
-        yield _Pass(start, min(start + GRAIN, self._count), see)
+        yield _Pass(((start, min(start + GRAIN, self._count)),), see)
         return start + found[0]

@@ -146,7 +146,7 @@ def difference(node: Node, first: int, matrix: Tensor, models: Sequence[tuple[in
                 total += factor * (other - base)
             flat[start - first : stop - first] = total
 
-    yield Pass(look, first, first + matrix.numel(), inputs=chosen)
+    yield Pass(look, ((first, first + matrix.numel()),), inputs=chosen)
     with one_thread():
         return bool(matrix.isfinite().all())
 

@@ -123,11 +123,11 @@ Shown: TypeAlias = "tuple[Selection, Look]"
 
 def selected(shown: Sequence[Shown]) -> Passes:
     """Streams the inputs until every selection has its thresholds; each is shown what its own look gives it."""
-    while left := [(wanted, *pair) for pair in shown if (wanted := pair[0].wanted()) is not None]:
+    while left := [(wanted, *pair) for pair in shown if (wanted := pair[0].wanted())]:
         # Whoever wants to see the same is shown it together; the others have their turn.
-        stretch = min(wanted for wanted, _, _ in left)
-        together = [(selection, look) for wanted, selection, look in left if wanted == stretch]
-        yield Pass(_all_of([look for _, look in together]), *stretch)
+        stretches = min(wanted for wanted, _, _ in left)
+        together = [(selection, look) for wanted, selection, look in left if wanted == stretches]
+        yield Pass(_all_of([look for _, look in together]), stretches)
         for selection, _ in together:
             selection.advance()
 
@@ -157,6 +157,13 @@ def by_magnitude(node: Node, ranks: Sequence[Sequence[int]]) -> Generator[Pass |
     pairs = [pair(index, wanted) for index, wanted in enumerate(ranks)]
     yield from selected(pairs)
     return [selection.thresholds for selection, _ in pairs]
+
+
+def kept_while_selecting(node: Node, ranks: int) -> int:
+    """The most bytes that finding the thresholds of so many ranks takes."""
+    from modelbuild.kernels.select import room
+
+    return 4 * ranks * room(node.count)
 
 
 def norms_of(node: Node, masks: Sequence[Mask], scores: Scores | None = None) -> Generator[Pass | str, None, Any]:
@@ -256,6 +263,10 @@ class Drawn(Voted):
 
 class Crumbs(Voted):
     """The operation of breadcrumbs: the largest and the smallest elements of a delta are dropped."""
+
+    def memory(self, node: Node) -> int:
+        """What is near two thresholds for each model."""
+        return kept_while_selecting(node, 2 * (len(node.inputs) - 1))
 
     def masks(self, node: Node) -> Generator[Pass | str, None, list[Mask]]:
         """What lies between two ranks."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelbuild.methods._votes import Scores, held, selected
+from modelbuild.methods._votes import Scores, held, kept_while_selecting, selected
 from modelbuild.methods.base import Compute, Method, Pass, Request, Step
 from modelbuild.methods.streamed import Streamed, nothing
 
@@ -39,6 +39,10 @@ class ArceeFusion(Streamed):
     def room(self, node: Node) -> int:
         """A row."""
         return _columns(node)
+
+    def memory(self, node: Node) -> int:
+        """What is near three quartiles."""
+        return kept_while_selecting(node, 3)
 
     def surveys(self, node: Node) -> bool:
         """Rows are compared, and importances ranked, first."""

@@ -112,15 +112,15 @@ class Look(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Elements [start, stop) of the streamed inputs (None: to the end) are to be shown to `look`, from first to last.
+    """The streamed inputs are to be shown to `look`, from the first element to the last.
 
-    Stretches begin at multiples of 2048 after `start`, or with `unit` at multiples of that: elements of a row, say.
-    `inputs` are the indexes, among the streamed inputs, of those that are shown, where not all are.
+    With `stretches`, which begin at multiples of 2048, only their elements [start, stop). The pieces that are shown
+    begin at multiples of 2048 too, or with `unit` at multiples of that from there on: elements of a row, say. `inputs`
+    are the indexes, among the streamed inputs, of those that are shown, where not all are.
     """
 
     look: Look
-    start: int = 0
-    stop: int | None = None
+    stretches: tuple[tuple[int, int], ...] | None = None
     unit: int = 1
     inputs: tuple[int, ...] | None = None
 

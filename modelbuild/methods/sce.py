@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modelbuild.methods._votes import Scores, held, norms_of, selected
+from modelbuild.methods._votes import Scores, held, kept_while_selecting, norms_of, selected
 from modelbuild.methods.base import Compute, Method, Parameter, Request, Step, Take
 from modelbuild.methods.streamed import Streamed, nothing
 from modelbuild.methods.weights import number_of
@@ -44,6 +44,10 @@ def step(request: Request) -> Step:
 
 class Sce(Streamed):
     """The operation: inputs are the base and the models."""
+
+    def memory(self, node: Node) -> int:
+        """What is near the threshold."""
+        return kept_while_selecting(node, 1)
 
     def surveys(self, node: Node) -> bool:
         """Elements are selected, and models weighed, first."""

@@ -22,6 +22,7 @@ from modelbuild.methods._votes import (
     Voted,
     by_magnitude,
     flags,
+    kept_while_selecting,
     vote_step,
 )
 from modelbuild.methods.base import Method, Request, Step
@@ -42,6 +43,10 @@ def step(request: Request) -> Step:
 
 class Ties(Voted):
     """The operation: inputs are the base and the models."""
+
+    def memory(self, node: Node) -> int:
+        """What is near one threshold for each model."""
+        return kept_while_selecting(node, len(node.inputs) - 1)
 
     def masks(self, node: Node) -> Generator[Pass | str, None, list[Mask]]:
         """The largest elements of each delta."""

@@ -1,0 +1,195 @@
+"""Finding scores of known ranks in one pass, where it is known about which magnitude they have.
+
+A `Probe` is a range of magnitudes, and a few in it that many scores have. A pass counts the scores above the range, and
+in each block of the tensor those that have one of the few: comparisons, sixty-four at once. The other scores of the
+range, which are to be few, are kept. Of differences between models in 16 bits hundreds of thousands are equal, of
+float32 hardly any: neither takes long.
+
+Counts are whole numbers and scores are kept with the block that they are of: stretches and threads change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from modelbuild.kernels.combine import BLOCK, table
+from modelbuild.kernels.compile import kernel
+from modelbuild.kernels.convert import address
+from modelbuild.kernels.fma import Array, integers, words, words32
+from modelbuild.kernels.lanes import LANES, fill_lanes, pick, population, within
+from modelbuild.kernels.magnitude import NAN, measure
+from modelbuild.kernels.ranked import ranked
+from modelbuild.kernels.vectors import GRAIN
+from modelbuild.kernels.workspace import Tables, workspace
+
+COMMON = 4
+"""The most magnitudes of a probe that are counted by themselves."""
+
+FIELDS = 4 + COMMON
+"""int64 values of a probe as loops read it: first and width of the range, its last, and the common magnitudes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The magnitudes from `first` to `last`; of these at most `COMMON` are `common`, falling, and counted."""
+
+    first: int
+    last: int
+    common: tuple[int, ...] = ()
+
+    def row(self) -> list[int]:
+        """The probe as a row of a table."""
+        unused = [0] * (COMMON - len(self.common))
+        return [self.first, self.last - self.first + 1, self.last, len(self.common), *self.common, *unused]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The score of a wanted rank: its magnitude, how many scores have it, and how many of these are kept.
+
+    `blocks` is how many of them are in each block of the tensor, None where that has not been counted.
+    """
+
+    magnitude: int
+    equal: int
+    keep: int
+    blocks: Array | None
+
+
+@kernel("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
+def probe_loop(
+    base: int,
+    base_code: int,
+    place: int,
+    code: int,
+    count: int,
+    probes: int,
+    number: int,
+    above: int,
+    alike: int,
+    found: int,
+    kept: int,
+    scratch: int,
+) -> None:
+    """For each probe, int64: how many scores are above its range, and of each block how many have a common magnitude.
+
+    The latter go where `alike` says, an address for each of `COMMON` magnitudes of each probe. The others of its range
+    go to `found`, which has room for `count` uint32 for each probe; how many of these there are up to each block's end
+    to `kept`, int64.
+    """
+    higher, same, ends = integers(above), integers(alike), integers(kept)
+    keys, bits = words32(scratch + 8 * BLOCK), words(scratch)
+    blocks = (count + BLOCK - 1) // BLOCK
+    for begin in range(0, count, BLOCK):
+        size, block = min(BLOCK, count - begin), begin // BLOCK
+        measure(base, base_code, place, code, begin, size, keys, scratch)
+        groups = fill_lanes(keys, size)
+        for probe in range(number):
+            row = integers(probes + 8 * FIELDS * probe)
+            for group in range(groups):
+                higher[probe] += population(within(keys, group * LANES, row[2] + 1, NAN - row[2]))
+                bits[group] = within(keys, group * LANES, row[0], row[1])
+            for index in range(row[3]):
+                equal = 0
+                for group in range(groups):
+                    found_equal = within(keys, group * LANES, row[4 + index], 1)
+                    equal += population(found_equal)
+                    bits[group] &= ~found_equal
+                integers(same[probe * COMMON + index])[block] = equal
+            entry = probe * blocks + block
+            last = ends[entry - 1] if block else 0
+            for group in range(groups):
+                last += pick(bits[group], keys, group * LANES, words32(found + 4 * (count * probe + last)))
+            ends[entry] = last
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What was kept of a stretch: magnitudes, uint32, and how many there are up to each block's end."""
+
+    ends: Array
+    keys: Array
+
+
+@dataclass(slots=True)
+class Found:
+    """What came of a probe: the scores above its range, those of each common magnitude in each block, and the others.
+
+    Of the others in each stretch, by its start, `sizes` says how many there are; they are kept as `pieces` while few.
+    """
+
+    common: tuple[int, ...]
+    alike: Array
+    above: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)
+    pieces: dict[int, Piece] = field(default_factory=dict)
+
+    def edges(self, ranks: Sequence[int]) -> dict[int, Edge]:
+        """The edges of those of the ranks that are in the range; of none where too many scores are in it."""
+        keys = np.concatenate([np.empty(0, np.uint32), *(piece.keys for piece in self.pieces.values())])
+        if len(keys) < sum(self.sizes.values()):
+            return {}
+        places = {rank: rank - self.above for rank in ranks}
+        inside = {rank: place for rank, place in places.items() if 0 < place <= len(keys) + int(self.alike.sum())}
+        return {rank: self._edge(place, keys) for rank, place in inside.items()}
+
+    def _edge(self, place: int, keys: Array) -> Edge:
+        """The edge at a place, from 1 on, in the range: among the common magnitudes, or among the kept."""
+        for magnitude, blocks in zip(self.common, self.alike, strict=True):
+            before, equal = int(np.count_nonzero(keys > magnitude)), int(blocks.sum())
+            if place <= before:
+                break
+            if place <= before + equal:
+                return Edge(magnitude, equal, place - before, blocks)
+            place -= equal
+        (magnitude,) = ranked(keys, [place])
+        equal, above = (int(np.count_nonzero(chosen)) for chosen in (keys == magnitude, keys > magnitude))
+        return Edge(magnitude, equal, place - above, self._blocks(magnitude))
+
+    def _blocks(self, magnitude: int) -> Array:
+        """How many of the kept scores of a magnitude are in each block."""
+        blocks = np.zeros(self.alike.shape[1], np.int64)
+        for start, piece in self.pieces.items():
+            at = np.searchsorted(piece.ends, np.flatnonzero(piece.keys == magnitude), "right")
+            blocks[start // GRAIN :][: len(piece.ends)] += np.bincount(at, minlength=len(piece.ends))
+        return blocks
+
+
+class Probing:
+    """A pass with probes over a tensor of `count` scores, given in stretches to `see`, by any threads.
+
+    Of each probe's range at most `room` scores are kept.
+    """
+
+    def __init__(self, count: int, probes: Sequence[Probe], room: int) -> None:
+        self._room = room
+        self._rows = table(np.array([probe.row() for probe in probes], np.int64).reshape(-1, FIELDS))
+        self._above = Tables(len(probes))
+        self._found = [
+            Found(probe.common, np.zeros((len(probe.common), -(-count // GRAIN)), np.int64)) for probe in probes
+        ]
+
+    def see(self, start: int, scores: tuple[int, int, int, int], size: int, scratch: int) -> None:
+        """Counts the scores of a stretch that begins at `start`, and keeps what is to be kept."""
+        number, blocks = len(self._found), -(-size // GRAIN)
+        keys = workspace(number * size, "kept").view(np.uint32)
+        ends = np.zeros((number, blocks), np.int64)
+        alike = np.zeros((number, COMMON), np.int64)
+        for row, found in zip(alike, self._found, strict=True):
+            row[: len(found.common)] = [address(blocks[start // GRAIN :]) for blocks in found.alike]
+        places = (self._above.own(), address(alike), address(keys), address(ends))
+        probe_loop(*scores, size, self._rows.place, number, *places, scratch)
+        for index, found in enumerate(self._found):
+            last = int(ends[index, -1])
+            found.sizes[start] = last
+            if last and sum(found.sizes.values()) <= self._room:
+                found.pieces[start] = Piece(ends[index], keys[index * size : index * size + last].copy())
+
+    def results(self) -> Sequence[Found]:
+        """What came of each probe, once every stretch was seen."""
+        for found, above in zip(self._found, self._above.total().tolist(), strict=True):
+            found.above = above
+        return self._found
