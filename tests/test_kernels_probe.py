@@ -30,16 +30,17 @@ def probed(scores, probes, room=COUNT, step=2 * GRAIN):
 
 
 def expected(scores, rank):
-    """By sorting: the magnitude of a rank, how many have it, how many of these are kept, and of each block how many."""
+    """By sorting: the magnitude of a rank, how many have it, how many of these are kept, and where the last stands."""
     keys = magnitudes(scores)
     magnitude = int(np.sort(keys)[::-1][rank - 1])
-    equal = keys == magnitude
-    blocks = np.add.reduceat(equal.astype(np.int64), range(0, len(keys), GRAIN))
-    return magnitude, int(equal.sum()), rank - int((keys > magnitude).sum()), blocks.tolist()
+    equal = np.flatnonzero(keys == magnitude)
+    keep = rank - int((keys > magnitude).sum())
+    block = int(equal[keep - 1]) // GRAIN
+    return magnitude, len(equal), keep, (block, keep - int((equal < block * GRAIN).sum()))
 
 
 def told(edge):
-    return edge.magnitude, edge.equal, edge.keep, edge.blocks.tolist()
+    return edge.magnitude, edge.equal, edge.keep, edge.last
 
 
 def some(scores, number):

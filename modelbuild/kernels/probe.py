@@ -50,13 +50,21 @@ class Probe:
 class Edge:
     """The score of a wanted rank: its magnitude, how many scores have it, and how many of these are kept.
 
-    `blocks` is how many of them are in each block of the tensor, None where that has not been counted.
+    `last` is where the last of those stands: the block, and how many of them this one has up to there. None where that
+    has not been counted.
     """
 
     magnitude: int
     equal: int
     keep: int
-    blocks: Array | None
+    last: tuple[int, int] | None
+
+
+def place_in(counts: Array, number: int) -> tuple[int, int]:
+    """Which of the entries the `number`th is counted in, and its number there."""
+    up_to = np.cumsum(counts)
+    entry = int(np.searchsorted(up_to, number))
+    return entry, number - int(up_to[entry] - counts[entry])
 
 
 @kernel("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
@@ -143,19 +151,21 @@ class Found:
             if place <= before:
                 break
             if place <= before + equal:
-                return Edge(magnitude, equal, place - before, blocks)
+                return Edge(magnitude, equal, place - before, place_in(blocks, place - before))
             place -= equal
         (magnitude,) = ranked(keys, [place])
         equal, above = (int(np.count_nonzero(chosen)) for chosen in (keys == magnitude, keys > magnitude))
-        return Edge(magnitude, equal, place - above, self._blocks(magnitude))
+        return Edge(magnitude, equal, place - above, self._place(magnitude, place - above))
 
-    def _blocks(self, magnitude: int) -> Array:
-        """How many of the kept scores of a magnitude are in each block."""
-        blocks = np.zeros(self.alike.shape[1], np.int64)
-        for start, piece in self.pieces.items():
-            at = np.searchsorted(piece.ends, np.flatnonzero(piece.keys == magnitude), "right")
-            blocks[start // GRAIN :][: len(piece.ends)] += np.bincount(at, minlength=len(piece.ends))
-        return blocks
+    def _place(self, magnitude: int, number: int) -> tuple[int, int]:
+        """The block of the `number`th of the kept scores of a magnitude, and its number there."""
+        starts = sorted(self.pieces)
+        counts = np.array([np.count_nonzero(self.pieces[start].keys == magnitude) for start in starts])
+        index, number = place_in(counts, number)
+        piece = self.pieces[starts[index]]
+        blocks = np.searchsorted(piece.ends, np.flatnonzero(piece.keys == magnitude), "right")
+        block = int(blocks[number - 1])
+        return starts[index] // GRAIN + block, number - int(np.searchsorted(blocks, block))
 
 
 class Probing:

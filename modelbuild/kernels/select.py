@@ -41,7 +41,7 @@ from modelbuild.kernels.magnitude import (
     place_loop,
     upper_loop,
 )
-from modelbuild.kernels.probe import Edge, Probe, Probing
+from modelbuild.kernels.probe import Edge, Probe, Probing, place_in
 from modelbuild.kernels.sample import ROOM, Sample
 from modelbuild.kernels.vectors import GRAIN, check_stretch
 from modelbuild.kernels.workspace import Tables, workspace
@@ -235,15 +235,16 @@ class Selection:
             row = buckets.index(bucket)
             low, above = bucket_of(histograms[row], rank - before)
             equal = int(histograms[row][low])
-            alone = equal == histograms[row].sum()
-            magnitude = bucket << LOWER_BITS | low
-            edges[rank] = Edge(magnitude, equal, rank - before - above, blocks[row] if alone else None)
+            keep = rank - before - above
+            # Where the bucket has them alone, the blocks of the bucket are theirs.
+            last = place_in(blocks[row], keep) if equal == histograms[row].sum() else None
+            edges[rank] = Edge(bucket << LOWER_BITS | low, equal, keep, last)
         return edges
 
     def _cuts(self, edges: dict[int, Edge]) -> Generator[_Pass, None, dict[int, int]]:
         """The flat index, for each rank, before which equal scores are kept."""
-        counted = {edge.magnitude: edge.blocks for edge in edges.values()}
-        missing = {key: np.zeros(-(-self._count // GRAIN), np.int64) for key, found in counted.items() if found is None}
+        magnitudes = {edge.magnitude for edge in edges.values() if edge.last is None}
+        missing = {magnitude: np.zeros(-(-self._count // GRAIN), np.int64) for magnitude in sorted(magnitudes)}
 
         def see(start: int, scores: tuple[int, int, int, int], size: int, scratch: int) -> None:
             for magnitude, blocks in missing.items():
@@ -253,12 +254,8 @@ class Selection:
             yield self._whole(see)
         cuts = {}
         for rank, edge in edges.items():
-            found = counted[edge.magnitude]
-            blocks = np.cumsum(missing[edge.magnitude] if found is None else found)
-            block = int(np.searchsorted(blocks, edge.keep))
-            cuts[rank] = yield from self._place(
-                block, edge.magnitude, edge.keep - (int(blocks[block - 1]) if block else 0)
-            )
+            block, number = edge.last or place_in(missing[edge.magnitude], edge.keep)
+            cuts[rank] = yield from self._place(block, edge.magnitude, number)
         return cuts
 
     def _place(self, block: int, magnitude: int, number: int) -> Generator[_Pass, None, int]:
