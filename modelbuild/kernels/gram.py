@@ -20,7 +20,7 @@ from modelbuild.kernels.combine import places_of
 from modelbuild.kernels.compile import inlined, kernel
 from modelbuild.kernels.convert import address
 from modelbuild.kernels.fma import Array, doubles, floats
-from modelbuild.kernels.sums import LANE_FLOATS, product_sum
+from modelbuild.kernels.sums import LANE_FLOATS, product_and_square_sum, product_sum, square_sum
 from modelbuild.kernels.vectors import GRAIN, check_stretch, codes_of, spread
 from modelbuild.kernels.workspace import workspace
 
@@ -49,10 +49,18 @@ def gram_loop(
             out = doubles(pieces + 8 * pairs * piece_of(index, columns))
             pair = 0
             for i in range(first, inputs):
-                for j in range(first, i + 1):
-                    left, right = vectors + 4 * (size * i + done), vectors + 4 * (size * j + done)
-                    out[pair] = product_sum(left, right, length, scratch)
+                one = vectors + 4 * (size * i + done)
+                for j in range(first, i - 1):
+                    out[pair] = product_sum(vectors + 4 * (size * j + done), one, length, scratch)
                     pair += 1
+                if i == first:
+                    out[pair] = square_sum(one, length, scratch)
+                    pair += 1
+                else:
+                    # Two sums in one loop: it is bound by making float64 of float32.
+                    other = vectors + 4 * (size * (i - 1) + done)
+                    out[pair], out[pair + 1] = product_and_square_sum(other, one, length, scratch)
+                    pair += 2
             done += length
 
 

@@ -16,7 +16,7 @@ from modelbuild.kernels.convert import address
 from modelbuild.kernels.fma import Array, doubles, floats
 from modelbuild.kernels.gram import fold, piece_count
 from modelbuild.kernels.mask import DRAWN, Mask, apply, mask_table
-from modelbuild.kernels.sums import LANE_FLOATS, magnitude_sum, product_sum
+from modelbuild.kernels.sums import LANE_FLOATS, magnitude_sum, square_sum
 from modelbuild.kernels.vectors import GRAIN, check_stretch, codes_of, spread
 from modelbuild.kernels.workspace import workspace
 
@@ -55,7 +55,7 @@ def norms_loop(
             sums[0] = magnitude_sum(row, size, lanes)
             apply(masks, model, chances[model], start + begin, size, given, row, scratch)
             sums[1] = magnitude_sum(row, size, lanes)
-            sums[2] = product_sum(row, row, size, lanes)
+            sums[2] = square_sum(row, size, lanes)
 
 
 class Norms:

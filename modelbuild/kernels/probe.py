@@ -10,6 +10,7 @@ Counts are whole numbers and scores are kept with the block that they are of: st
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -67,7 +68,7 @@ def place_in(counts: Array, number: int) -> tuple[int, int]:
     return entry, number - int(up_to[entry] - counts[entry])
 
 
-@kernel("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
+@kernel("void(int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64, int64)")
 def probe_loop(
     base: int,
     base_code: int,
@@ -78,17 +79,18 @@ def probe_loop(
     number: int,
     above: int,
     alike: int,
+    stride: int,
     found: int,
     kept: int,
     scratch: int,
 ) -> None:
     """For each probe, int64: how many scores are above its range, and of each block how many have a common magnitude.
 
-    The latter go where `alike` says, an address for each of `COMMON` magnitudes of each probe. The others of its range
-    go to `found`, which has room for `count` uint32 for each probe; how many of these there are up to each block's end
-    to `kept`, int64.
+    The latter go to `alike`, int64, `stride` entries for each of `COMMON` magnitudes of each probe. The others of its
+    range go to `found`, which has room for `count` uint32 for each probe; how many of these there are up to each
+    block's end to `kept`, int64.
     """
-    higher, same, ends = integers(above), integers(alike), integers(kept)
+    higher, ends = integers(above), integers(kept)
     keys, bits = words32(scratch + 8 * BLOCK), words(scratch)
     blocks = (count + BLOCK - 1) // BLOCK
     for begin in range(0, count, BLOCK):
@@ -101,12 +103,12 @@ def probe_loop(
                 higher[probe] += population(within(keys, group * LANES, row[2] + 1, NAN - row[2]))
                 bits[group] = within(keys, group * LANES, row[0], row[1])
             for index in range(row[3]):
-                equal = 0
+                same = integers(alike + 8 * stride * (COMMON * probe + index))
+                same[block] = 0
                 for group in range(groups):
-                    found_equal = within(keys, group * LANES, row[4 + index], 1)
-                    equal += population(found_equal)
-                    bits[group] &= ~found_equal
-                integers(same[probe * COMMON + index])[block] = equal
+                    equal = within(keys, group * LANES, row[4 + index], 1)
+                    same[block] += population(equal)
+                    bits[group] &= ~equal
             entry = probe * blocks + block
             last = ends[entry - 1] if block else 0
             for group in range(groups):
@@ -126,19 +128,19 @@ class Piece:
 class Found:
     """What came of a probe: the scores above its range, those of each common magnitude in each block, and the others.
 
-    Of the others in each stretch, by its start, `sizes` says how many there are; they are kept as `pieces` while few.
+    The others are `near`, in number; they are kept as `pieces`, by the start of the stretch, while they are few.
     """
 
     common: tuple[int, ...]
     alike: Array
     above: int = 0
-    sizes: dict[int, int] = field(default_factory=dict)
+    near: int = 0
     pieces: dict[int, Piece] = field(default_factory=dict)
 
     def edges(self, ranks: Sequence[int]) -> dict[int, Edge]:
         """The edges of those of the ranks that are in the range; of none where too many scores are in it."""
         keys = np.concatenate([np.empty(0, np.uint32), *(piece.keys for piece in self.pieces.values())])
-        if len(keys) < sum(self.sizes.values()):
+        if len(keys) < self.near:
             return {}
         places = {rank: rank - self.above for rank in ranks}
         inside = {rank: place for rank, place in places.items() if 0 < place <= len(keys) + int(self.alike.sum())}
@@ -146,7 +148,7 @@ class Found:
 
     def _edge(self, place: int, keys: Array) -> Edge:
         """The edge at a place, from 1 on, in the range: among the common magnitudes, or among the kept."""
-        for magnitude, blocks in zip(self.common, self.alike, strict=True):
+        for magnitude, blocks in zip(self.common, self.alike, strict=False):
             before, equal = int(np.count_nonzero(keys > magnitude)), int(blocks.sum())
             if place <= before:
                 break
@@ -175,27 +177,26 @@ class Probing:
     """
 
     def __init__(self, count: int, probes: Sequence[Probe], room: int) -> None:
-        self._room = room
+        self._room, self._lock = room, threading.Lock()
         self._rows = table(np.array([probe.row() for probe in probes], np.int64).reshape(-1, FIELDS))
         self._above = Tables(len(probes))
-        self._found = [
-            Found(probe.common, np.zeros((len(probe.common), -(-count // GRAIN)), np.int64)) for probe in probes
-        ]
+        self._alike = np.zeros((len(probes), COMMON, -(-count // GRAIN)), np.int64)
+        self._found = [Found(probe.common, alike) for probe, alike in zip(probes, self._alike, strict=True)]
 
     def see(self, start: int, scores: tuple[int, int, int, int], size: int, scratch: int) -> None:
         """Counts the scores of a stretch that begins at `start`, and keeps what is to be kept."""
         number, blocks = len(self._found), -(-size // GRAIN)
         keys = workspace(number * size, "kept").view(np.uint32)
         ends = np.zeros((number, blocks), np.int64)
-        alike = np.zeros((number, COMMON), np.int64)
-        for row, found in zip(alike, self._found, strict=True):
-            row[: len(found.common)] = [address(blocks[start // GRAIN :]) for blocks in found.alike]
-        places = (self._above.own(), address(alike), address(keys), address(ends))
+        alike = address(self._alike.reshape(-1)[start // GRAIN :])
+        places = (self._above.own(), alike, self._alike.shape[2], address(keys), address(ends))
         probe_loop(*scores, size, self._rows.place, number, *places, scratch)
         for index, found in enumerate(self._found):
             last = int(ends[index, -1])
-            found.sizes[start] = last
-            if last and sum(found.sizes.values()) <= self._room:
+            with self._lock:
+                found.near += last
+                fits = found.near <= self._room
+            if last and fits:
                 found.pieces[start] = Piece(ends[index], keys[index * size : index * size + last].copy())
 
     def results(self) -> Sequence[Found]:

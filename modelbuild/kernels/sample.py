@@ -75,8 +75,8 @@ class Sample:
         With `share_of` that is so many times what its scores that are not 0 may be off.
         """
         shares = np.count_nonzero(self._keys >= magnitude, axis=1) / GRAIN
-        if share_of:
-            nonzero = np.count_nonzero(self._keys, axis=1) / GRAIN
+        nonzero = np.count_nonzero(self._keys, axis=1) / GRAIN
+        if share_of and nonzero.any():
             shares = shares - nonzero * (share_of / self._keys.size / nonzero.mean())
         error = float(shares.std(ddof=1)) / sqrt(STRETCHES)
         return round(ERRORS * error * self._keys.size) + LEAST

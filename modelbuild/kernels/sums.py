@@ -7,6 +7,9 @@ instructions: a compiler may not make sums side by side of one sum.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
 import numpy as np
 
 from modelbuild.kernels.compile import inlined, primitive
@@ -15,12 +18,22 @@ from modelbuild.kernels.fma import LLVM, doubles, floats
 LANES = 16
 """Sums side by side."""
 
-LANE_FLOATS = 2 * LANES
-"""Room that they take, in float32."""
+LANE_FLOATS = 4 * LANES
+"""Room that two such sums take, in float32."""
 
 
 def lane_products(x: int, y: int, count: int, totals: int) -> None:
     """Leaves at `totals` the lanes' sums of products of `count` values each, a multiple of `LANES`."""
+    raise NotImplementedError
+
+
+def lane_squares(x: int, count: int, totals: int) -> None:
+    """Leaves at `totals` the lanes' sums of squares of `count` values, a multiple of `LANES`."""
+    raise NotImplementedError
+
+
+def lane_products_and_squares(x: int, y: int, count: int, totals: int) -> None:
+    """Leaves at `totals` what `lane_products` does, and behind it what `lane_squares` does of the second values."""
     raise NotImplementedError
 
 
@@ -54,6 +67,29 @@ def product_sum(x: int, y: int, count: int, totals: int) -> float:
 
 
 @inlined
+def square_sum(x: int, count: int, totals: int) -> float:
+    """Σ x² of `count` float32 at an address; `totals` is room for the lanes."""
+    whole = count & ~(LANES - 1)
+    lane_squares(x, whole, totals)
+    values, lanes = floats(x), doubles(totals)
+    for i in range(whole, count):
+        lanes[i - whole] += np.float64(values[i]) * np.float64(values[i])
+    return across(totals)
+
+
+@inlined
+def product_and_square_sum(x: int, y: int, count: int, totals: int) -> tuple[float, float]:
+    """Σ x·y and Σ y² of `count` float32 at two addresses, as `product_sum` gives them; `totals` is room for both."""
+    whole = count & ~(LANES - 1)
+    lane_products_and_squares(x, y, whole, totals)
+    left, right, lanes, squares = floats(x), floats(y), doubles(totals), doubles(totals + 8 * LANES)
+    for i in range(whole, count):
+        lanes[i - whole] += np.float64(left[i]) * np.float64(right[i])
+        squares[i - whole] += np.float64(right[i]) * np.float64(right[i])
+    return across(totals), across(totals + 8 * LANES)
+
+
+@inlined
 def magnitude_sum(x: int, count: int, totals: int) -> float:
     """Σ |x| of `count` float32 at an address; `totals` is room for the lanes."""
     whole = count & ~(LANES - 1)
@@ -62,6 +98,10 @@ def magnitude_sum(x: int, count: int, totals: int) -> float:
     for i in range(whole, count):
         lanes[i - whole] += np.float64(abs(values[i]))
     return across(totals)
+
+
+Terms: TypeAlias = "Callable[[Sequence[LLVM], LLVM], list[LLVM]]"
+"""Emits the terms of the vectors that begin at an element: one for each sum."""
 
 
 class _Emitter:
@@ -79,24 +119,34 @@ class _Emitter:
         place = self.builder.add(address, self.builder.mul(index, self.ir.Constant(self.word, 4)))
         return self.builder.load(self.builder.inttoptr(place, self.single.as_pointer()), align=4)
 
-    def widened(self, value: LLVM) -> LLVM:
-        """A vector as float64."""
-        return self.builder.fpext(value, self.double)
+    def widened(self, address: LLVM, index: LLVM) -> LLVM:
+        """The vector that begins at element `index`, as float64."""
+        return self.builder.fpext(self.load(address, index), self.double)
 
-    def products(self, addresses: LLVM, index: LLVM) -> LLVM:
+    def products(self, addresses: Sequence[LLVM], index: LLVM) -> list[LLVM]:
         """Exact products of two vectors."""
-        left, right = (self.widened(self.load(address, index)) for address in addresses)
-        return self.builder.fmul(left, right)
+        left, right = (self.widened(address, index) for address in addresses)
+        return [self.builder.fmul(left, right)]
 
-    def magnitudes(self, addresses: LLVM, index: LLVM) -> LLVM:
+    def squares(self, addresses: Sequence[LLVM], index: LLVM) -> list[LLVM]:
+        """Exact squares of a vector."""
+        value = self.widened(addresses[0], index)
+        return [self.builder.fmul(value, value)]
+
+    def products_and_squares(self, addresses: Sequence[LLVM], index: LLVM) -> list[LLVM]:
+        """Exact products of two vectors, and squares of the second: it is widened once."""
+        left, right = (self.widened(address, index) for address in addresses)
+        return [self.builder.fmul(left, right), self.builder.fmul(right, right)]
+
+    def magnitudes(self, addresses: Sequence[LLVM], index: LLVM) -> list[LLVM]:
         """A vector without its signs."""
         lanes = self.ir.VectorType(self.ir.IntType(32), LANES)
         bits = self.builder.bitcast(self.load(addresses[0], index), lanes)
         bits = self.builder.and_(bits, self.ir.Constant(lanes, [0x7FFF_FFFF] * LANES))
-        return self.widened(self.builder.bitcast(bits, self.single))
+        return [self.builder.fpext(self.builder.bitcast(bits, self.single), self.double)]
 
-    def loop(self, addresses: LLVM, count: LLVM, totals: LLVM, term: LLVM) -> None:
-        """Adds up the terms of `count` elements and stores the lanes."""
+    def loop(self, addresses: Sequence[LLVM], count: LLVM, totals: LLVM, terms: Terms, sums: int) -> None:
+        """Adds up the terms of `count` elements, each to one of the sums, and stores their lanes one behind another."""
         builder, ir = self.builder, self.ir
         before = builder.block
         body, after = builder.append_basic_block("lanes"), builder.append_basic_block("store")
@@ -104,58 +154,57 @@ class _Emitter:
         builder.cbranch(builder.icmp_signed(">", count, zero), body, after)
 
         builder.position_at_end(body)
-        index, running = builder.phi(self.word), builder.phi(self.double)
+        index, running = builder.phi(self.word), [builder.phi(self.double) for _ in range(sums)]
         following = builder.add(index, ir.Constant(self.word, LANES))
-        added = builder.fadd(running, term(addresses, index))
+        added = [builder.fadd(total, term) for total, term in zip(running, terms(addresses, index), strict=True)]
         builder.cbranch(builder.icmp_signed("<", following, count), body, after)
-        for phi, first, again in ((index, zero, following), (running, nothing, added)):
-            phi.add_incoming(first, before)
-            phi.add_incoming(again, body)
+        index.add_incoming(zero, before)
+        index.add_incoming(following, body)
+        for total, one in zip(running, added, strict=True):
+            total.add_incoming(nothing, before)
+            total.add_incoming(one, body)
 
         builder.position_at_end(after)
-        result = builder.phi(self.double)
-        result.add_incoming(nothing, before)
-        result.add_incoming(added, body)
-        builder.store(result, builder.inttoptr(totals, self.double.as_pointer()), align=4)
+        results = [builder.phi(self.double) for _ in range(sums)]
+        for result, one in zip(results, added, strict=True):
+            result.add_incoming(nothing, before)
+            result.add_incoming(one, body)
+        for number, result in enumerate(results):
+            place = builder.add(totals, ir.Constant(self.word, 8 * LANES * number))
+            builder.store(result, builder.inttoptr(place, self.double.as_pointer()), align=4)
 
 
-def _products() -> LLVM:
+def _instruction(terms: str, vectors: int, sums: int) -> LLVM:
+    """A loop over so many vectors that forms so many sums of the emitter's `terms`."""
     from numba import types
     from numba.extending import intrinsic
 
-    @intrinsic
-    def emitted(context: LLVM, x: LLVM, y: LLVM, count: LLVM, totals: LLVM) -> LLVM:
-        def generate(target: LLVM, builder: LLVM, signature: LLVM, args: LLVM) -> LLVM:
-            emitter = _Emitter(builder)
-            emitter.loop(args[:2], args[2], args[3], emitter.products)
-            return target.get_dummy_value()
-
-        return types.void(*(types.int64,) * 4), generate
-
-    return emitted
-
-
-def _magnitudes() -> LLVM:
-    from numba import types
-    from numba.extending import intrinsic
+    def generate(target: LLVM, builder: LLVM, signature: LLVM, args: LLVM) -> LLVM:
+        emitter = _Emitter(builder)
+        emitter.loop(args[:vectors], args[vectors], args[vectors + 1], getattr(emitter, terms), sums)
+        return target.get_dummy_value()
 
     @intrinsic
-    def emitted(context: LLVM, x: LLVM, count: LLVM, totals: LLVM) -> LLVM:
-        def generate(target: LLVM, builder: LLVM, signature: LLVM, args: LLVM) -> LLVM:
-            emitter = _Emitter(builder)
-            emitter.loop(args[:1], args[1], args[2], emitter.magnitudes)
-            return target.get_dummy_value()
-
+    def of_one(context: LLVM, x: LLVM, count: LLVM, totals: LLVM) -> LLVM:
         return types.void(*(types.int64,) * 3), generate
 
-    return emitted
+    @intrinsic
+    def of_two(context: LLVM, x: LLVM, y: LLVM, count: LLVM, totals: LLVM) -> LLVM:
+        return types.void(*(types.int64,) * 4), generate
+
+    return of_one if vectors == 1 else of_two
 
 
 def _register() -> None:
     from numba.extending import overload
 
-    products, magnitudes = _products(), _magnitudes()
+    products, both = _instruction("products", 2, 1), _instruction("products_and_squares", 2, 2)
+    squares, magnitudes = _instruction("squares", 1, 1), _instruction("magnitudes", 1, 1)
     overload(lane_products)(lambda x, y, count, totals: lambda x, y, count, totals: products(x, y, count, totals))
+    overload(lane_products_and_squares)(
+        lambda x, y, count, totals: lambda x, y, count, totals: both(x, y, count, totals)
+    )
+    overload(lane_squares)(lambda x, count, totals: lambda x, count, totals: squares(x, count, totals))
     overload(lane_magnitudes)(lambda x, count, totals: lambda x, count, totals: magnitudes(x, count, totals))
 
 

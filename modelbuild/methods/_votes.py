@@ -160,10 +160,10 @@ def by_magnitude(node: Node, ranks: Sequence[Sequence[int]]) -> Generator[Pass |
 
 
 def kept_while_selecting(node: Node, ranks: int) -> int:
-    """The most bytes that finding the thresholds of so many ranks takes."""
+    """The most bytes that finding the thresholds of so many ranks takes: what is near each, and two copies of one's."""
     from modelbuild.kernels.select import room
 
-    return 4 * ranks * room(node.count)
+    return 4 * (ranks + 2) * room(node.count)
 
 
 def norms_of(node: Node, masks: Sequence[Mask], scores: Scores | None = None) -> Generator[Pass | str, None, Any]:
