@@ -1,5 +1,7 @@
 """The magnitude of a rank is what sorting says it is."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,3 +35,16 @@ def test_ranks_come_back_in_the_order_they_were_asked_in():
 
 def test_no_ranks_of_no_magnitudes():
     assert ranked(np.zeros(0, np.uint32), []) == []
+
+
+def test_the_memory_that_ranking_many_takes_is_given_back():
+    keys = np.full(1 << 20, 7, np.uint32)
+    ranked(keys[:1], [1])
+    tracemalloc.start()
+    try:
+        assert ranked(keys, [1 << 19]) == [7]
+        left, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert left < keys.nbytes // 100
+    assert keys.nbytes <= peak < 1.01 * keys.nbytes

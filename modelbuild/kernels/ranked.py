@@ -25,15 +25,14 @@ def place_of(bins: Pointer, size: int, rank: int) -> tuple[int, int]:
     return 0, left
 
 
-@kernel("void(int64, int64, int64, int64, int64, int64)")
-def ranked_loop(keys_at: int, count: int, ranks: int, number: int, found: int, bins_at: int) -> None:
+@kernel("void(int64, int64, int64, int64, int64, int64, int64)")
+def ranked_loop(keys_at: int, count: int, ranks: int, number: int, found: int, bins_at: int, chosen_at: int) -> None:
     """For each of the ranks, int64, from the largest magnitude on, the magnitude that has it, int64.
 
-    `bins_at` is room for UPPER + LOWER counts, uint32, and for `count` magnitudes.
+    `bins_at` is room for UPPER + LOWER counts, `chosen_at` for `count` magnitudes, uint32.
     """
     keys, wanted, results = words32(keys_at), integers(ranks), integers(found)
-    upper, lower = words32(bins_at), words32(bins_at + 4 * UPPER)
-    chosen = words32(bins_at + 4 * (UPPER + LOWER))
+    upper, lower, chosen = words32(bins_at), words32(bins_at + 4 * UPPER), words32(chosen_at)
     for i in range(UPPER):
         upper[i] = 0
     for i in range(count):
@@ -43,7 +42,7 @@ def ranked_loop(keys_at: int, count: int, ranks: int, number: int, found: int, b
         kept, whole = 0, count // LANES * LANES
         for start in range(0, whole, LANES):
             bits = within(keys, start, bucket << LOWER_BITS, LOWER)
-            kept += pick(bits, keys, start, words32(bins_at + 4 * (UPPER + LOWER + kept)))
+            kept += pick(bits, keys, start, words32(chosen_at + 4 * kept))
         for i in range(whole, count):
             chosen[kept] = keys[i]
             kept += int(keys[i] >> np.uint32(LOWER_BITS) == bucket)
@@ -58,6 +57,9 @@ def ranked_loop(keys_at: int, count: int, ranks: int, number: int, found: int, b
 def ranked(keys: Array, ranks: Sequence[int]) -> list[int]:
     """The magnitudes that have these ranks, from 1 for the largest on, among `keys`, uint32."""
     wanted, found = np.array(ranks, np.int64), np.empty(len(ranks), np.int64)
-    room = workspace(UPPER + LOWER + keys.size, "ranked")
-    ranked_loop(address(keys), keys.size, address(wanted), len(ranks), address(found), address(room))
+    bins = workspace(UPPER + LOWER, "ranked")
+    # Those of a large tensor may be many: they are not kept for the thread's life.
+    chosen = np.empty(keys.size, np.uint32)
+    places = (address(wanted), len(ranks), address(found), address(bins), address(chosen))
+    ranked_loop(address(keys), keys.size, *places)
     return found.tolist()
