@@ -256,6 +256,19 @@ def test_stretches_that_cut_a_block_are_refused():
         selection.show(0, GRAIN, np.zeros(100, np.float32))
 
 
+@pytest.mark.usefixtures("either")
+def test_a_piece_without_elements_changes_nothing():
+    scores, nothing = np.ones(3 * GRAIN, np.float32), np.zeros(0, np.float32)
+    selection = Selection(scores.size, [GRAIN + 5], "F32")
+    while wanted := selection.wanted():
+        for start, stop in wanted:
+            selection.show(start, start, nothing)
+            selection.show(start, stop, scores[start:stop])
+            selection.show(stop, stop, nothing)
+        selection.advance()
+    assert selection.thresholds == (Threshold(0x3F80_0000, GRAIN + 5),)
+
+
 def test_a_threshold_says_its_magnitude_as_a_number():
     assert Threshold(0x3F80_0000, 5).value == 1
 

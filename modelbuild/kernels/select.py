@@ -151,6 +151,8 @@ class Selection:
         """Counts elements [start, stop), given raw; ValueError where none may begin."""
         assert self._now is not None
         check_stretch(start, stop, self._count)
+        if start == stop:
+            return
         place, first = (*places_of((scores,), stop - start), 0)
         if base is not None:
             (first,) = places_of((base,), stop - start)
