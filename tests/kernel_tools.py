@@ -50,7 +50,7 @@ def run(name, params, inputs, dtype="F32", shape=None, cuts=()):
     def show(wanted):
         """A pass, in stretches that are as short as may be."""
         width = wanted.unit if wanted.unit > 1 else GRAIN
-        for first, end in wanted.stretches or [(0, node.count)]:
+        for first, end in [(0, node.count)] if wanted.stretches is None else wanted.stretches:
             for start, stop, tiles, scratch in stretches([*range(first, end, width), end]):
                 shown = range(len(tiles)) if wanted.inputs is None else wanted.inputs
                 wanted.look(start, stop, [tiles[index] for index in shown], scratch)

@@ -137,6 +137,20 @@ def test_a_survey_from_outside_sees_the_inputs_before_it_computes(den, fox):
         assert np.all(values == np.abs(red[name]).max()), name
 
 
+@pytest.mark.parametrize("stretches", [(), ((3, 5),), ((0, 2), (7, 8))])
+def test_a_survey_from_outside_sees_the_stretches_that_it_names_and_no_others(den, fox, stretches):
+    survey = SURVEY.replace("Pass(look)", f"Pass(look, {stretches})")
+    built(
+        den.run(
+            "build", "--json", *TRUST, **fox(("class Operation(Streamed):", survey + "class Unused(Streamed):")).env
+        )
+    )
+    red, mix = pico.read_floats(den.root / "red"), pico.read_floats(den.out / "mix")
+    for name, values in mix.items():
+        seen = [abs(value) for start, stop in stretches for value in red[name].reshape(-1)[start:stop]]
+        assert np.all(values == max(seen, default=0)), name
+
+
 SURVEY = """
 class Operation(Streamed):
     def surveys(self, node):

@@ -171,7 +171,8 @@ class Runner:
         stretch = Stretch(self._files, start(Job((), program, ()), 1), 0, arena, kernels)
         slots = run.inputs if wanted.inputs is None else [run.inputs[index] for index in wanted.inputs]
         steps, width = program.before(run, slots), pass_width(wanted.unit, arena)
-        for first, stop in wanted.stretches or ((0, program.node.count),):
+        stretches = ((0, program.node.count),) if wanted.stretches is None else wanted.stretches
+        for first, stop in stretches:
             for begin in range(first, stop, width):
                 if self._stop.is_set():
                     raise Cancelled

@@ -114,9 +114,9 @@ class Look(Protocol):
 class Pass:
     """The streamed inputs are to be shown to `look`, from the first element to the last.
 
-    With `stretches`, which begin at multiples of 2048, only their elements [start, stop). The pieces that are shown
-    begin at multiples of 2048 too, or with `unit` at multiples of that from there on: elements of a row, say. `inputs`
-    are the indexes, among the streamed inputs, of those that are shown, where not all are.
+    With `stretches` only their elements [start, stop). The pieces that are shown begin at multiples of 2048 from the
+    start of each on, or with `unit` at multiples of that: elements of a row, say. `inputs` are the indexes, among the
+    streamed inputs, of those that are shown, where not all are.
     """
 
     look: Look
