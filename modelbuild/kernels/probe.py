@@ -139,9 +139,10 @@ class Found:
 
     def edges(self, ranks: Sequence[int]) -> dict[int, Edge]:
         """The edges of those of the ranks that are in the range; of none where too many scores are in it."""
-        keys = np.concatenate([np.empty(0, np.uint32), *(piece.keys for piece in self.pieces.values())])
-        if len(keys) < self.near:
+        kept = [piece.keys for piece in self.pieces.values()]
+        if sum(map(len, kept)) < self.near:
             return {}
+        keys = np.concatenate([np.empty(0, np.uint32), *kept])
         places = {rank: rank - self.above for rank in ranks}
         inside = {rank: place for rank, place in places.items() if 0 < place <= len(keys) + int(self.alike.sum())}
         return {rank: self._edge(place, keys) for rank, place in inside.items()}
