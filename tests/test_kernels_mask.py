@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from kernel_tools import KINDS, magnitudes, numbers, same_bits
 from vote_tools import thresholds, vote
 
+from modelbuild.kernels.magnitude import NAN
 from modelbuild.kernels.mask import band, drawn, everything, marked
 from modelbuild.kernels.random import uniform
 from modelbuild.kernels.select import ALL, NONE, Threshold, crumbs
@@ -83,6 +84,23 @@ def test_equal_scores_before_the_cut_are_kept():
     values = np.array([1, 2, -1, 1, 3, 1], np.float32)
     assert masked(values, band(Threshold(0x3F80_0000, 3))).tolist() == [1, 2, -1, 0, 3, 0]
     assert masked(values, band(ALL, Threshold(0x3F80_0000, 3))).tolist() == [0, 0, 0, 1, 0, 1]
+
+
+CUTS = st.one_of(st.sampled_from([0, 1, 2047, 2048, 2049, 4095, 4096, 4097, COUNT, 2**62]), st.integers(0, COUNT))
+THRESHOLDS = st.builds(Threshold, st.sampled_from([0, 0x3F80_0000, 0x4000_0000, 0x4040_0000, NAN]), CUTS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(THRESHOLDS, THRESHOLDS, st.lists(CUTS, max_size=2))
+def test_a_band_lies_between_any_two_thresholds(low, high, cuts):
+    """Wherever their cuts are: at the ends of the blocks of 2048 that are masked together, both in one, in none."""
+    values = numbers("few", COUNT)
+    values[::97] = np.nan
+    found, places = magnitudes(values), np.arange(COUNT)
+    above, under = (
+        (found > edge.magnitude) | ((found == edge.magnitude) & (places < edge.cut)) for edge in (low, high)
+    )
+    assert same_bits(masked(values, band(low, high), cuts=cuts) + 0, expected(values, above & ~under) + 0)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999, 1.0])

@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merging import MergeWorld
+from kernel_tools import leaf
 from method_tools import Refused, applied
 from recipes import RECIPES
 
+from modelbuild.methods.operations import operation
 from modelbuild.methods.registry import methods
+from modelbuild.plan.node import operation_node
 
 SHAPE = (5, 24)
 SHARES = (0.5, 2.0, 1.0)
@@ -378,3 +381,15 @@ def test_any_shape_is_merged(odd, number):
         expected = applied(recipe.method, models, base, says, tensor=tensor)
         assert np.array_equal(made[tensor], expected)
         assert np.isfinite(made[tensor]).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "models", "ranks"),
+    [("ties", 3, 3), ("breadcrumbs", 3, 6), ("breadcrumbs_ties", 2, 4), ("sce", 3, 1), ("arcee_fusion", 1, 3)],
+)
+def test_memory_for_thresholds_is_an_eighth_of_a_large_tensor_for_each_and_two_more(method, models, ranks):
+    """As magnitudes of 4 bytes; of a smaller tensor all, of one in between 2¹⁸."""
+    for count, kept in ((1 << 24, 1 << 21), (1 << 20, 1 << 18), (1000, 1000), (0, 0)):
+        inputs = tuple(leaf("BF16", (count,), f"input{i}") for i in range(models + 1))
+        node = operation_node(method, 1, (), inputs, "BF16", (count,))
+        assert operation(method).memory(node) == 4 * kept * (ranks + 2)
