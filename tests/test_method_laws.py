@@ -5,8 +5,8 @@ import pico
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merging import MergeWorld
 from kernel_tools import leaf
+from merging import MergeWorld
 from method_tools import Refused, applied
 from recipes import RECIPES
 
