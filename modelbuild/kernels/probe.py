@@ -145,10 +145,16 @@ class Found:
         keys = np.concatenate([np.empty(0, np.uint32), *kept])
         places = {rank: rank - self.above for rank in ranks}
         inside = {rank: place for rank, place in places.items() if 0 < place <= len(keys) + int(self.alike.sum())}
-        return {rank: self._edge(place, keys) for rank, place in inside.items()}
+        found = {rank: self._among_common(place, keys) for rank, place in inside.items()}
+        left = {rank: place for rank, place in found.items() if isinstance(place, int)}
+        magnitudes = dict(zip(left, ranked(keys, list(left.values())), strict=True))
+        return {
+            rank: self._among_kept(edge, magnitudes[rank], keys) if isinstance(edge, int) else edge
+            for rank, edge in found.items()
+        }
 
-    def _edge(self, place: int, keys: Array) -> Edge:
-        """The edge at a place, from 1 on, in the range: among the common magnitudes, or among the kept."""
+    def _among_common(self, place: int, keys: Array) -> Edge | int:
+        """The edge at a place, from 1 on, in the range if it has a common magnitude; else its place among the kept."""
         for magnitude, blocks in zip(self.common, self.alike, strict=False):
             before, equal = int(np.count_nonzero(keys > magnitude)), int(blocks.sum())
             if place <= before:
@@ -156,7 +162,10 @@ class Found:
             if place <= before + equal:
                 return Edge(magnitude, equal, place - before, place_in(blocks, place - before))
             place -= equal
-        (magnitude,) = ranked(keys, [place])
+        return place
+
+    def _among_kept(self, place: int, magnitude: int, keys: Array) -> Edge:
+        """The edge at a place among the kept, which has this magnitude."""
         equal, above = (int(np.count_nonzero(chosen)) for chosen in (keys == magnitude, keys > magnitude))
         return Edge(magnitude, equal, place - above, self._place(magnitude, place - above))
 

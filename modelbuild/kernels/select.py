@@ -193,7 +193,8 @@ class Selection:
         probing = Probing(self._count, [*counted, *probes], room(self._count))
         yield self._whole(probing.see)
         results = probing.results()
-        ranks = self._asked(results[0].above)
+        nonzero = results[0].above if counted else self._count
+        ranks = self._asked(nonzero)
         wanted = sorted({rank for rank in ranks if rank > 0})
         edges = {rank: edge for result in results[len(counted) :] for rank, edge in result.edges(wanted).items()}
         return (ranks, edges) if len(edges) == len(wanted) else None
