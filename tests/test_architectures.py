@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pico
 import pytest
 from merging import MergeWorld, chain, different, rounded, same, widened
 from oracles import CLASSES, load, logits, raw, state
@@ -269,3 +270,43 @@ def test_only_the_language_model_of_a_vision_model_can_be_merged(tmp_path):
     assert sorted(changed) == sorted(name for name in made if name.startswith("language_model."))
     assert CLASSES["llava"] == "AutoModelForImageTextToText"
     load(world.out / "m", "llava")
+
+
+# --- leading names ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("donor", "other"), [("gpt2", "gpt2-bare"), ("gpt2-bare", "gpt2")])
+def test_models_with_and_without_a_leading_name_merge_under_the_donors_names(tmp_path, donor, other):
+    world = MergeWorld(tmp_path)
+    world.model("a", donor, seed=1).model("b", other, seed=2)
+    made, a, b = world.made(LERP % "0.5"), world.floats("a"), world.floats("b")
+    assert set(made) == set(a)
+    bare = {name.removeprefix("transformer."): values for name, values in b.items()}
+    assert all(same(made[name], halfway(a[name], bare[name.removeprefix("transformer.")])) for name in a)
+    load(world.out / "m", "gpt2")
+
+
+def test_a_pattern_on_a_model_sees_its_own_leading_name_or_none(tmp_path):
+    world = MergeWorld(tmp_path)
+    world.model("a", "gpt2", seed=1).model("b", "gpt2-bare", seed=2)
+    choices = '[{ match = "transformer.", value = 1 }, { match = "h.1.mlp", value = 0.5 }, { value = 0 }]'
+    changed = different(world.made(LERP % choices), world.source("a"))
+    assert sorted(changed) == sorted(name for name in world.source("a") if name.startswith("transformer.h.1.mlp"))
+
+
+def test_a_model_that_was_saved_without_its_head_merges_where_the_head_is_left_to_the_donor(tmp_path):
+    world = MergeWorld(tmp_path)
+    world.model("a", "mistral", seed=1).model("b", "mistral", seed=2)
+    path = world.root / "b" / "model.safetensors"
+    bare = {name.removeprefix("model."): raw for name, raw in pico.read_safetensors(path).items() if "head" not in name}
+    pico.write_safetensors(path, bare)
+    world.age("b")
+    assert "`lm_head.weight` is not in `b`" in world.refusal(LERP % "0.5")
+    made = world.made(LERP.replace("only", 'copy = "lm_head"\nonly') % "0.5")
+    a, b = world.floats("a"), world.floats("b")
+    assert same(made["lm_head.weight"], world.source("a")["lm_head.weight"])
+    assert all(same(made[f"model.{name}"], halfway(a[f"model.{name}"], b[name])) for name in b)
+
+
+def halfway(a, b):
+    return rounded(a + np.float32(0.5) * (b - a), "BF16")

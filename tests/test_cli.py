@@ -166,7 +166,9 @@ def test_parameters_are_shown_as_a_modelfile_writes_them(world):
     assert (
         "  density (number from 0 to 1, of each of models, default 1.0): share of the delta's elements that is kept"
     ) in lines
-    assert "  normalize (boolean, of the merge, default false): divide by the sum of the weights" in lines
+    shown = "  normalize (boolean, of the merge, default false): divide by the sum of the weights"
+    assert f"{shown} of the models that agree" in lines
+    assert shown in prints(world, "methods", "dare_linear").splitlines()
     (rescale,) = [line for line in lines if line.startswith("  rescale_by")]
     assert rescale.startswith('  rescale_by ("norm" or "density", of the merge, default "norm"): ')
     (prompt,) = [line for line in prints(world, "methods", "moe").splitlines() if line.startswith("  prompt ")]

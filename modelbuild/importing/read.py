@@ -16,6 +16,14 @@ _FALSE = ("0", "f", "false", "n", "no", "off")
 MISPLACED = "parameters stand under `parameters`"
 SEEDS = dict.fromkeys(("random_seed", "seed"), "mergekit has `--random-seed`, a Modelfile `seed`")
 """Keys that recipes have where mergekit does not look for them."""
+OURS = {
+    "base": "base_model",
+    "method": "merge_method",
+    "match": "filter",
+    "layers": "layer_range",
+    "model": "source_model",
+}
+"""What a Modelfile calls the keys of a recipe, where the two words are not near each other."""
 
 
 def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> dict[str, Item]:
@@ -31,7 +39,7 @@ def fields(findings: Findings, item: Item, what: str, known: Iterable[str]) -> d
             if key in SEEDS:
                 findings.note(inner.place, f"{text}, and it is left out; {SEEDS[key]}")
             else:
-                findings.unread(inner.place, text, _placed(key, names) or did_you_mean(key, names))
+                findings.unread(inner.place, text, _placed(key, names) or _meant(key, names))
     return {key: item.value[key] for key in names if key in item.value and item.value[key].value is not None}
 
 
@@ -40,6 +48,12 @@ def _placed(key: str, names: tuple[str, ...]) -> str | None:
     if key in PARAMETERS and "parameters" in names:
         return MISPLACED
     return f"`{key}` stands under `tokenizer`" if key in TOKENIZER[1:] and "tokenizer" in names else None
+
+
+def _meant(key: str, names: tuple[str, ...]) -> str | None:
+    """The key that was probably meant: the Modelfile's word for it, or one that is spelled nearly so."""
+    ours = OURS.get(key)
+    return f"did you mean `{ours}`?" if ours in names else did_you_mean(key, names)
 
 
 def entries(findings: Findings, item: Item, name: str) -> list[Item]:

@@ -45,10 +45,11 @@ RESCALE_BY = Parameter(
 )  # fmt: skip
 
 
-def flags(normalize: bool, rescale: bool) -> tuple[Parameter, ...]:
-    """The switches that these methods share, with their defaults."""
+def flags(normalize: bool, rescale: bool, elected: bool = False) -> tuple[Parameter, ...]:
+    """The switches that these methods share, with their defaults; `elected`: of a method that elects signs."""
+    divides = "divide by the sum of the weights" + (" of the models that agree" if elected else "")
     return (
-        Parameter("normalize", "merge", "boolean", normalize, "divide by the sum of the weights"),
+        Parameter("normalize", "merge", "boolean", normalize, divides),
         Parameter("rescale", "merge", "boolean", rescale, "scale what is kept back to the size of the whole delta"),
     )
 

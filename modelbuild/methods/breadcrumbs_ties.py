@@ -35,7 +35,7 @@ METHOD = Method(
     version=1,
     base="required",
     inputs=(1, None),
-    parameters=(WEIGHT, DENSITY, GAMMA, LAMBDA, *flags(False, False), CONSENSUS),
+    parameters=(WEIGHT, DENSITY, GAMMA, LAMBDA, *flags(False, False, elected=True), CONSENSUS),
     step=step,
     operation=Crumbs,
 )

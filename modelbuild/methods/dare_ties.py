@@ -35,7 +35,7 @@ METHOD = Method(
     version=1,
     base="required",
     inputs=(1, None),
-    parameters=(WEIGHT, DENSITY, LAMBDA, *flags(False, True), RESCALE_BY, CONSENSUS),
+    parameters=(WEIGHT, DENSITY, LAMBDA, *flags(False, True, elected=True), RESCALE_BY, CONSENSUS),
     step=step,
     operation=Drawn,
     random=True,

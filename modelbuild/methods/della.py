@@ -39,7 +39,7 @@ METHOD = Method(
     version=1,
     base="required",
     inputs=(1, None),
-    parameters=(WEIGHT, DENSITY, EPSILON, LAMBDA, *flags(True, True), RESCALE_BY, CONSENSUS),
+    parameters=(WEIGHT, DENSITY, EPSILON, LAMBDA, *flags(True, True, elected=True), RESCALE_BY, CONSENSUS),
     step=step,
     operation=Ranked,
     random=True,

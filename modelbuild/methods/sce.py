@@ -104,7 +104,9 @@ METHOD = Method(
     version=1,
     base="required",
     inputs=(1, None),
-    parameters=(Parameter("select_topk", "merge", "number", 1.0, "share of the elements that is kept", 0.0, 1.0),),
+    parameters=(
+        Parameter("select_topk", "merge", "number", 1.0, "share that is kept of the elements that vary", 0.0, 1.0),
+    ),
     step=step,
     operation=Sce,
 )

@@ -67,7 +67,7 @@ METHOD = Method(
     version=1,
     base="required",
     inputs=(1, None),
-    parameters=(WEIGHT, DENSITY, LAMBDA, *flags(True, False), CONSENSUS),
+    parameters=(WEIGHT, DENSITY, LAMBDA, *flags(True, False, elected=True), CONSENSUS),
     step=step,
     operation=Ties,
 )

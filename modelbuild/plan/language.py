@@ -137,15 +137,16 @@ def _inside(name: str, module: str) -> bool:
 def named_alike(inputs: Mapping[str, Planned], donor: str) -> dict[str, Planned]:
     """The inputs of a merge with the tensors of their language models under the names that the donor has for them.
 
-    That is done where one of the two is more than a language model, and their names differ: a fine-tune of text is
-    merged into the language part of a vision-language model, or the other way round. Others stay as they are.
+    That is done where the modules around them are called otherwise: a fine-tune of text is merged into the language
+    part of a vision-language model, or the other way round, and a model without a leading name (`h.0.attn` for
+    `transformer.h.0.attn`) with one that has it. Others stay as they are.
     """
     return {name: planned if name == donor else _renamed(planned, inputs[donor]) for name, planned in inputs.items()}
 
 
 def _renamed(planned: Planned, donor: Planned) -> Planned:
     own, there = planned.language, donor.language
-    if own is None or there is None or (own.alone and there.alone):
+    if own is None or there is None:
         return planned
     if (own.module, own.root) == (there.module, there.root) or (
         own.module == there.module and own.heads == there.heads
