@@ -2,7 +2,8 @@
 
 usage: python bench/methods.py [--runs N] [--peer-runs N] [--mergekit PATH] [METHOD...]
 
-Sources are known and nothing is cached. After the table: how the time of five models compares with that of two.
+Sources are known and nothing is cached. Beside passthrough: `cp` of one model. After the table: how the time of five
+models compares with that of two.
 """
 
 import json
@@ -124,6 +125,21 @@ def measured(entries: Sequence[Entry], runs: int, peer_runs: int, folders: Seque
     return {row.name: row for row in (*ours, *rounds(entries[1:], peer_runs, folders))}
 
 
+def copied(passthrough: Entry, model: Path, runs: int) -> str:
+    """Rows of what copying one model takes, which a passthrough comes down to: on the disk, as a build is by default,
+    or left to the system in both."""
+    target = DATA / "projects" / "copy"
+    entries = [
+        Entry(name, ["sh", "-c", f'cp -r "{model}" "{target}"{then}'], lambda: remove(target), lambda: remove(target))
+        for name, then in (("cp and sync", " && sync"), ("cp", ""))
+    ]
+    command = [*passthrough.command, "--durability", "none"]
+    entries.append(replace(passthrough, name="passthrough, --durability none", command=command))
+    rows = rounds(entries, runs, [model])
+    each = {row.name: " ".join(f"{one.seconds:.2f}" for one in row.runs) for row in rows}
+    return "\n".join(f"| {row.name} | {row.seconds:.2f} | {each[row.name]} | | | | |" for row in rows)
+
+
 MANY = ("two", "three", "four", "five", "six")
 SCALED = ("linear", "karcher", "ties", "dare_ties")
 
@@ -162,6 +178,8 @@ def main() -> None:
         entries = entries_of(method, case, modelbuild, mergekit, folders)
         found = measured(entries, given.runs, given.peer_runs, list(folders.values()))
         print(line(method, found), flush=True)
+        if method == "passthrough":
+            print(copied(entries[0], folders["two"], given.runs), flush=True)
         remove(DATA / "projects" / f"methods-{method}")
     if not given.methods:
         scaling(modelbuild, given.layers, given.runs)
