@@ -351,6 +351,21 @@ RECIPES = {
           - sources: [{model: a, layer_range: [5, 5]}]
         dtype: float32
     """,
+    "a stack with the head of another model": """
+        merge_method: passthrough
+        slices:
+          - sources: [{model: a, layer_range: [0, 3]}]
+          - sources: [{model: b, layer_range: [0, 0]}]
+        dtype: float32
+    """,
+    "a stack between the ends of two models": """
+        merge_method: passthrough
+        slices:
+          - sources: [{model: b, layer_range: [2, 2]}]
+          - sources: [{model: a, layer_range: [1, 4]}]
+          - sources: [{model: base, layer_range: [0, 0]}]
+        dtype: float32
+    """,
     "ties of the base alone": """
         merge_method: ties
         base_model: base

@@ -139,7 +139,7 @@ def test_slices_with_parameters_on_every_level():
     assert first.models[0].parameters == {"weight": Constant(0.5)}
     assert (second.layers, second.models[0].layers) == (None, (2, 3))
     assert second.models[0].path == ("merge", "x", "slices", 1, "models", 0)
-    assert (found.ends, found.parameters) == ("b", {"weight": Constant(1.0)})
+    assert (found.ends, found.parameters) == (("b", "b"), {"weight": Constant(1.0)})
 
 
 def test_the_same_model_may_stand_in_several_slices():

@@ -97,12 +97,13 @@ def test_slices_keep_their_layers_and_parameters():
         Slice((), (Input("base", ()),), (0, 2)),
         Slice((), (Input("tuned", (), (1, 3), {"scale": Constant(0.5)}),), None, {"scale": Constant(2)}),
     )
-    data = artifact_data(Merge("stack", "passthrough", slices=parts, ends="base"))
+    data = artifact_data(Merge("stack", "passthrough", slices=parts, ends=("base", "base")))
     assert data["slices"] == [
         {"layers": [0, 2], "models": [{"model": "base"}]},
         {"models": [{"model": "tuned", "layers": [1, 3], "scale": 0.5}], "scale": 2},
     ]
     assert data["ends"] == "base"
+    assert artifact_data(Merge("stack", "passthrough", slices=parts, ends=("a", "b")))["ends"] == ["a", "b"]
 
 
 def test_parameters_and_tables_are_sorted():

@@ -146,6 +146,20 @@ def test_ends_takes_all_of_them_from_one_input(world, name):
     assert all(same(made[end], world.source(name)[end]) for end in ENDS)
 
 
+def test_ends_may_be_of_two_models_that_give_no_layer(world):
+    slices = [models(entry("base", 0, 2))]
+    made = world.made(merge('method = "passthrough"\nbase = "base"\nends = ["a", "b"]', *slices))
+    owners = dict(zip(ENDS, ("a", "b", "b"), strict=True))
+    assert all(same(made[end], world.source(name)[end]) for end, name in owners.items())
+
+
+def test_two_ends_of_one_model_are_one(world):
+    slices = [models(entry("a", 0, 1)), models(entry("b", 0, 1))]
+    one, two = (world.made(merge(f'method = "passthrough"\nends = {ends}', *slices)) for ends in ('"a"', '["a", "a"]'))
+    assert list(one) == list(two)
+    assert all(same(one[name], two[name]) for name in one)
+
+
 def test_ends_of_a_base_are_not_merged(world):
     text = merge('method = "lerp"\nbase = "base"\nends = "base"', models(entry("a", 0, 4, t=0.5)))
     made = world.made(text)

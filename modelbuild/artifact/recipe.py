@@ -101,11 +101,18 @@ def _merge(artifact: Merge) -> Data:
         "adapters": [_input("adapter", entry) for entry in artifact.adapters],
         "slices": [_slice(part) for part in artifact.slices],
     }
-    data = _given(method=artifact.method, base=artifact.base, router=artifact.router, **lists, ends=artifact.ends)
+    data = _given(method=artifact.method, base=artifact.base, router=artifact.router, **lists, ends=_ends(artifact))
     data |= _parameters(artifact.parameters)
     names = ("dtype", "seed", "base_precision", "tokenizer", "pad_to_multiple_of", "chat_template", "only", "copy")
     data |= _given(**{name: getattr(artifact, name) for name in names})
     return data | _given(**{n: getattr(artifact, n) for n in ("tokens", "config", "generation")}) | _kept(artifact)
+
+
+def _ends(artifact: Merge) -> str | list[str] | None:
+    """One name where both ends come from one model."""
+    if artifact.ends is None:
+        return None
+    return artifact.ends[0] if artifact.ends[0] == artifact.ends[1] else list(artifact.ends)
 
 
 def _input(word: str, entry: Input) -> Data:

@@ -95,7 +95,7 @@ def stack(findings: Findings, item: Item, name: str) -> Table:
         table.entries["method"] = item.but("passthrough")
         for key in ("embedding_source", "lm_head_source"):
             if key in given:
-                told = "mergekit makes no use of it; `ends` of a Modelfile chooses one model for both"
+                told = "mergekit makes no use of it; `ends` of a Modelfile chooses who gives both"
                 findings.note(given[key].place, f"`{key}` is left out: {told}")
         table.entries["slices"] = given["layer_slices"].but(parts)
         if any("scale" in entry.value for part in parts for entry in part.value["models"].value):

@@ -163,18 +163,20 @@ def _source(findings: Findings, item: Item) -> Source | None:
 def _ends(around: Around, first: Part, last: Part, shared: Mapping[str, Item]) -> dict[str, Item]:
     """`ends`, for slices without layers that only choose who gives the embeddings, or the final norm and the head."""
     scaled = any("scale" in given for given in (first.parameters, last.parameters, shared))
-    alone = [source for part in (first, last) for source in part.sources]
-    scaled = scaled or any("parameters" in source.given for source in alone)
+    scaled = scaled or any("parameters" in source.given for part in (first, last) for source in part.sources)
     empty = last if not last.count else first
-    if around.method != "passthrough" or scaled or len({source.ref for source in alone}) != 1:
+    alone = all(len({source.ref for source in part.sources}) == 1 for part in (first, last))
+    if around.method != "passthrough" or scaled or not alone:
         message = "a slice without layers chooses who gives what lies before or after the layers"
-        fact = "in a Modelfile one model, `ends`, gives both as they are"
-        hint = "begin and end with the same model, or merge in two steps"
+        fact = "in a Modelfile a model gives either as it is: `ends`"
+        hint = "make the layers first, then a `passthrough` of them with these slices"
         around.findings.fault(empty.item.where, message, fact, hint=hint)
         return {}
     around.findings.remark("A slice without layers said who gives embeddings, final norm and head: `ends` does.")
-    found = {"ends": alone[-1].model}
-    return found if around.base is not None else {"base": alone[-1].model, **found}
+    before, after = first.sources[0].model, last.sources[0].model
+    same = before.value == after.value
+    found = {"ends": before if same else empty.item.but([before, after])}
+    return found if around.base is not None else {"base": before, **found}
 
 
 def _pushed(around: Around, parts: Sequence[Part], shared: Mapping[str, Item]) -> Collection[str]:

@@ -57,6 +57,9 @@ def references(artifact: Artifact) -> Iterator[Reference]:
         yield from _inputs(artifact.adapters, "adapter", ADAPTERS)
         for part in artifact.slices:
             yield from _inputs(part.models, "model", MODELS)
+        ends = tuple(dict.fromkeys(artifact.ends or ()))
+        for index, name in enumerate(ends):
+            yield Reference((*path, "ends", index) if len(ends) > 1 else (*path, "ends"), name, MODELS)
 
 
 def _inputs(entries: Iterable[Input], key: str, kinds: tuple[str, ...]) -> Iterator[Reference]:

@@ -10,13 +10,13 @@ Toml: TypeAlias = Any
 """Anything that a TOML file may have for a value, as tomli gives it."""
 
 Type: TypeAlias = Literal[
-    "string", "integer", "number", "boolean", "size", "strings", "patterns", "layers", "table", "tables", "value",
-    "points",
+    "string", "integer", "number", "boolean", "size", "strings", "patterns", "ends", "layers", "table", "tables",
+    "value", "points",
 ]  # fmt: skip
 """What a key takes.
 
-strings: a list of strings; patterns: a string or a list of strings; layers: [START, END]; value: what a parameter of a
-merge may be; points: a list of [LAYER, VALUE].
+strings: a list of strings; patterns: a string or a list of strings; ends: a name or [BEFORE, AFTER]; layers: [START,
+END]; value: what a parameter of a merge may be; points: a list of [LAYER, VALUE].
 """
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -100,7 +100,7 @@ MERGE = _keys(
     Key("models", "tables", "the models that are merged, in order", least=1),
     Key("adapters", "tables", "the adapters that are folded into the base, in order; with method lora", least=1),
     Key("slices", "tables", "stretches of output layers, in order; instead of models", least=1),
-    Key("ends", "string", "the model that tensors before and after the layers come from; with slices"),
+    Key("ends", "ends", "the model that what is before and after the layers comes from, or one for each; with slices"),
     Key("dtype", "string", "dtype of every floating tensor of the merge", choices=DTYPES),
     Key("seed", "integer", "the source of randomness of this merge", low=0, high=LARGEST_SEED),
     Key("base_precision", "string", "round the base through this type before adapters are added", choices=("nf4",)),

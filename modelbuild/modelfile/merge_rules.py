@@ -66,15 +66,12 @@ def _check_shape(faults: Faults, path: Path, raw: Table, method: Method | None) 
 
 
 def _check_names(faults: Faults, path: Path, merge: Merge) -> None:
-    """`ends`, `tokenizer`, `tokens` and `chat_template` name inputs of this merge."""
+    """`tokenizer`, `tokens` and `chat_template` name inputs of this merge; `ends` stands with slices."""
     entries = [*merge.models, *(entry for part in merge.slices for entry in part.models)]
-    inputs = list(dict.fromkeys([*([merge.base] if merge.base else []), *(entry.name for entry in entries)]))
-    if merge.ends is not None:
-        if not merge.slices:
-            faults.key((*path, "ends"), "`ends` has no meaning without `slices`")
-        elif merge.ends not in inputs:
-            message = f"`{shown(merge.ends)}` is no input of {title(path)}"
-            faults.unknown_value((*path, "ends"), message, merge.ends, inputs, f"its inputs are {listed(inputs)}")
+    if merge.ends is not None and not merge.slices:
+        faults.key((*path, "ends"), "`ends` has no meaning without `slices`")
+    named = [*([merge.base] if merge.base else []), *(entry.name for entry in entries), *(merge.ends or ())]
+    inputs = list(dict.fromkeys(named))
     if merge.tokenizer is not None and merge.tokenizer not in ("base", "union", *inputs):
         message = f'`tokenizer` is "base", "union" or an input of {title(path)}, not "{shown(merge.tokenizer)}"'
         known = ["base", "union", *inputs]

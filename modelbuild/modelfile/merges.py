@@ -102,6 +102,7 @@ def read_merge(
         ),
         parameters=reader.parameters(path, raw, MERGE, "merge"),
         only=read_patterns(faults, (*path, "only"), good.get("only", ())),
+        ends=_ends(good.get("ends")),
         copy=read_patterns(faults, (*path, "copy"), good.get("copy", ())),
         **{key: good[key] for key in _PLAIN if key in good},
     )
@@ -109,8 +110,15 @@ def read_merge(
     return merge
 
 
+def _ends(given: str | list[str] | None) -> tuple[str, str] | None:
+    if given is None:
+        return None
+    before, after = (given, given) if isinstance(given, str) else given
+    return before, after
+
+
 _PLAIN = (
-    "ends", "dtype", "seed", "base_precision", "tokenizer", "tokens", "pad_to_multiple_of", "chat_template", "config",
+    "dtype", "seed", "base_precision", "tokenizer", "tokens", "pad_to_multiple_of", "chat_template", "config",
     "generation", "description", "keep",
 )  # fmt: skip
 

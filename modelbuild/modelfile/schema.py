@@ -107,6 +107,7 @@ def _type(key: Key) -> Toml:
         "number": float,
         "strings": list[str],
         "patterns": str | Annotated[list[str], Field(min_length=key.least)],
+        "ends": text | Annotated[list[text], Field(min_length=2, max_length=2)],
         "layers": Annotated[list[layer], Field(min_length=2, max_length=2)],
         "points": Annotated[list[pair], Field(min_length=1)],
         "table": dict[str, Any],

@@ -123,7 +123,10 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """`[merge.NAME]`: a model made from models, or from a model and adapters."""
+    """`[merge.NAME]`: a model made from models, or from a model and adapters.
+
+    `ends` are the models of what lies before and after the layers of slices.
+    """
 
     name: str
     method: str
@@ -132,7 +135,7 @@ class Merge:
     models: tuple[Input, ...] = ()
     adapters: tuple[Input, ...] = ()
     slices: tuple[Slice, ...] = ()
-    ends: str | None = None
+    ends: tuple[str, str] | None = None
     parameters: Mapping[str, Value] = field(default_factory=dict)
     dtype: str | None = None
     seed: int | None = None
@@ -241,4 +244,5 @@ class Spec:
             found += [artifact.router] if artifact.router else []
             found += [entry.name for entry in (*artifact.models, *artifact.adapters)]
             found += [entry.name for part in artifact.slices for entry in part.models]
+            found += artifact.ends or ()
         return tuple(dict.fromkeys(found))

@@ -36,6 +36,10 @@ _TYPES: dict[Type, tuple[str, Callable[[Any], bool]]] = {
     "size": ('a size such as "5GB"', lambda value: isinstance(value, str)),
     "strings": ("a list of strings", lambda value: _is_list(value, str)),
     "patterns": ("a pattern or a list of patterns", lambda value: isinstance(value, str) or _is_list(value, str)),
+    "ends": (
+        "the name of a model, or two: [BEFORE, AFTER]",
+        lambda value: isinstance(value, str) or (_is_list(value, str) and len(value) == 2),
+    ),
     "layers": ("a range of layers [START, END]", lambda value: _is_range(value)),
     "table": ("a table", lambda value: isinstance(value, dict)),
     "tables": ("a list of tables", lambda value: isinstance(value, list)),

@@ -113,23 +113,18 @@ def rows_of(
     if not merge.slices:
         yield from _whole_rows(merge, inputs, stretches[0], misfits)
         return
-    first_donor, last_donor = inputs[stretches[0].donor], inputs[stretches[-1].donor]
-    before = [n for n in first_donor.tensors if not _in_main(first_donor, n) and not _comes_last(first_donor, n)]
-    after = [n for n in last_donor.tensors if not _in_main(last_donor, n) and _comes_last(last_donor, n)]
-    if merge.ends is not None:
-        chosen = inputs[merge.ends]
-        outside = [n for n in chosen.tensors if not _in_main(chosen, n)]
-        before = [n for n in outside if not _comes_last(chosen, n)]
-        after = [n for n in outside if _comes_last(chosen, n)]
-    _check_ends(merge, inputs, merge.ends or stretches[0].donor, before, False, misfits)
-    _check_ends(merge, inputs, merge.ends or stretches[-1].donor, after, True, misfits)
-    yield from (_end_row(merge, stretches[0], name) for name in before)
+    first, last = merge.ends or (stretches[0].donor, stretches[-1].donor)
+    before = [n for n in inputs[first].tensors if not _in_main(inputs[first], n) and not _comes_last(inputs[first], n)]
+    after = [n for n in inputs[last].tensors if not _in_main(inputs[last], n) and _comes_last(inputs[last], n)]
+    _check_ends(merge, inputs, first, before, False, misfits)
+    _check_ends(merge, inputs, last, after, True, misfits)
+    yield from (_end_row(merge, stretches[0], first, name) for name in before)
     for stretch in stretches:
         yield from _layer_rows(merge, inputs, stretch, misfits)
-    yield from (_end_row(merge, stretches[-1], name) for name in after)
-    for stretch, last in ((stretches[0], False), (stretches[-1], True)):
+    yield from (_end_row(merge, stretches[-1], last, name) for name in after)
+    for stretch, behind in ((stretches[0], False), (stretches[-1], True)):
         for other in (inputs[entry.name] for entry in stretch.inputs if merge.ends is None):
-            pairs = [(n, n) for n in other.tensors if not _in_main(other, n) and _comes_last(other, n) == last]
+            pairs = [(n, n) for n in other.tensors if not _in_main(other, n) and _comes_last(other, n) == behind]
             _note_extra(merge, inputs, other.name, stretch.donor, pairs, misfits)
 
 
@@ -230,15 +225,13 @@ def in_layer(planned: Planned, place: Place, layer: int) -> str:
     return f"{planned.layout.main or place.stack}.{layer}.{place.rest}"
 
 
-def _end_row(merge: Merge, stretch: Stretch, name: str) -> Row:
+def _end_row(merge: Merge, stretch: Stretch, donor: str, name: str) -> Row:
     spot = Spot(name, None, 0, stretch.count)
     if merge.ends is not None:
-        # The ends come from one input as they are.
-        return Row(name, name, None, merge.ends, (), (), (), spot, None)
+        # Such ends come from their input as they are.
+        return Row(name, name, None, donor, (), (), (), spot, None)
     count = len(stretch.inputs)
-    return Row(
-        name, name, merge.base, stretch.donor, stretch.inputs, (name,) * count, (spot,) * count, spot, stretch.part
-    )
+    return Row(name, name, merge.base, donor, stretch.inputs, (name,) * count, (spot,) * count, spot, stretch.part)
 
 
 def check_points(merge: Merge, inputs: Mapping[str, Planned], stretches: Sequence[Stretch], misfits: Misfits) -> None:
