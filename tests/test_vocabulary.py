@@ -296,6 +296,20 @@ def test_ends_of_one_model_get_the_vocabulary_too(two):
     assert two.config("m")["vocab_size"] == 6
 
 
+def test_a_model_that_gives_an_end_alone_gives_its_tokens(two):
+    text = '[merge.m]\nmethod = "passthrough"\nbase = "a"\ntokenizer = "union"\nends = ["b", "a"]\n'
+    text += '[[merge.m.slices]]\nlayers = [0, 1]\nmodels = [{ model = "a" }]\n'
+    two.merge(text).build()
+    a, b, m = (rows(two, name)[0] for name in "abm")
+    assert np.array_equal(m["x"], b["x"])
+    assert np.array_equal(m["w"], b["w"])
+    assert np.array_equal(m["y"], a["y"])
+    heads_of = {name: rows(two, name, HEAD)[0] for name in "abm"}
+    assert np.array_equal(heads_of["m"]["x"], heads_of["a"]["x"])
+    assert np.array_equal(heads_of["m"]["w"], heads_of["b"]["w"])
+    assert two.config("m")["vocab_size"] == 6
+
+
 def heads(world, tied):
     """Two models, tied where it says so; one more row in the second."""
     for seed, (name, words) in enumerate({"a": "x", "b": "x y"}.items(), start=1):

@@ -29,8 +29,8 @@ from modelbuild.kernels.workspace import Tables, workspace
 COMMON = 4
 """The most magnitudes of a probe that are counted by themselves."""
 
-FIELDS = 4 + COMMON
-"""int64 values of a probe as loops read it: first and width of the range, its last, and the common magnitudes."""
+FIELDS = 3 + COMMON
+"""int64 values of a probe as loops read it: the range's first and what is behind its last, number and common ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Probe:
     def row(self) -> list[int]:
         """The probe as a row of a table."""
         unused = [0] * (COMMON - len(self.common))
-        return [self.first, self.last - self.first + 1, self.last, len(self.common), *self.common, *unused]
+        return [self.first, self.last + 1, len(self.common), *self.common, *unused]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,13 @@ def probe_loop(
         for probe in range(number):
             row = integers(probes + 8 * FIELDS * probe)
             for group in range(groups):
-                higher[probe] += population(within(keys, group * LANES, row[2] + 1, NAN - row[2]))
-                bits[group] = within(keys, group * LANES, row[0], row[1])
-            for index in range(row[3]):
+                higher[probe] += population(within(keys, group * LANES, row[1], NAN + 1 - row[1]))
+                bits[group] = within(keys, group * LANES, row[0], row[1] - row[0])
+            for index in range(row[2]):
                 same = integers(alike + 8 * stride * (COMMON * probe + index))
                 same[block] = 0
                 for group in range(groups):
-                    equal = within(keys, group * LANES, row[4 + index], 1)
+                    equal = within(keys, group * LANES, row[3 + index], 1)
                     same[block] += population(equal)
                     bits[group] &= ~equal
             entry = probe * blocks + block

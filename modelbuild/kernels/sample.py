@@ -31,7 +31,10 @@ ERRORS, LEAST = 4.0, 8
 
 
 class Sample:
-    """A sample of a tensor of `count` scores: of the blocks [start, stop) in `stretches`, which are shown to `see`."""
+    """A sample of a tensor of `count` scores, which has a block for each of `STRETCHES`, or more.
+
+    It is of the blocks [start, stop) in `stretches`, which are shown to `see`.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count

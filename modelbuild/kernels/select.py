@@ -107,9 +107,8 @@ def quantile_rank(q: float, count: int) -> int:
 
 def bucket_of(histogram: Array, rank: int) -> tuple[int, int]:
     """The entry that the `rank`th largest (from 1 on) is in, and how many are in the entries above it."""
-    above = np.cumsum(histogram[::-1])
-    place = int(np.searchsorted(above, rank))
-    return len(histogram) - 1 - place, int(above[place - 1]) if place else 0
+    place, number = place_in(histogram[::-1], rank)
+    return len(histogram) - 1 - place, rank - number
 
 
 @dataclass(frozen=True, slots=True)
